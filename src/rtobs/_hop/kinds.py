@@ -1,0 +1,433 @@
+"""The kinds of hop a user opens: accept, publish, consume, deliver, receipt, job, and the stage inside them.
+
+Each says what it opens, which open hop it joins, and which arguments are wrong. Must not know brokers or metrics.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar, get_args, overload
+from uuid import UUID
+
+from rtobs import _redaction as redaction
+from rtobs._hop import engine, leaf
+from rtobs._hop import stage as stages
+from rtobs._hop.finish import count_promises, delivered_later, promise_of
+from rtobs._hop.operation import Call, Opened, Operation
+from rtobs._hop.runtime import runtime
+from rtobs._journey.classify import judge_value
+from rtobs._journey.journey import Key
+from rtobs._journey.message import Headers, Message, Trust
+from rtobs._journey.outcome import ErrorCategory, Outcome, Step
+from rtobs._journey.record import HopRecord, StageRecord
+from rtobs.errors import ConfigError
+
+T = TypeVar("T")
+
+Judge = Callable[[Any], Outcome | ErrorCategory | None]
+
+
+class _Missing:
+    """No message was given: the decorated function's first argument is the message."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+
+
+def _name(kind: str, argument: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"rtobs.{kind}: {argument} must be a str; got {value!r} ({type(value).__name__})")
+    return redaction.text(value, redaction.NAME_LIMIT)
+
+
+def _one_of(kind: str, argument: str, value: object, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        choices = ", ".join(repr(word) for word in get_args(allowed))
+        raise ConfigError(f"rtobs.{kind}: {argument} must be one of {choices}; got {value!r}")
+
+
+class Accept(Operation):
+    """The API takes a message in."""
+
+    __slots__ = ("_headers", "_route", "_trust")
+
+    def __init__(self, route: str, headers: Headers | None, trust: Trust) -> None:
+        super().__init__()
+        self._route = _name("accept", "route", route)
+        _one_of("accept", "trust", trust, Trust)
+        self._headers = headers
+        self._trust = trust
+
+    def _open(self, call: Call | None) -> Opened:
+        ambient = engine.current()
+        if self._headers is None and _unnamed(ambient, "accept"):
+            return _named(ambient, self._route)
+        record = engine.start("accept", self._route, ambient, headers=self._headers, trust=self._trust)
+        record.named = True
+        engine.enter(record)
+        return Opened(record, owner=True)
+
+
+class Publish(Operation):
+    """A message leaves for a broker."""
+
+    __slots__ = ("_channel", "_destination", "_fills_headers", "_key")
+
+    def __init__(self, destination: str, channel: str, key: Key | None) -> None:
+        super().__init__()
+        self._destination = _name("publish", "destination", destination)
+        self._channel = _name("publish", "channel", channel)
+        if key is not None and not isinstance(key, str | bytes | int | UUID):
+            raise ConfigError(f"rtobs.publish: key must be str, bytes, int or UUID; got {key!r} ({type(key).__name__})")
+        self._key = key
+        self._fills_headers = False
+
+    def _inspect(self, function: Callable[..., Any]) -> None:
+        parameter = inspect.signature(function).parameters.get("headers")
+        self._fills_headers = parameter is not None and parameter.default is not inspect.Parameter.empty
+
+    def _open(self, call: Call | None) -> Opened:
+        ambient = engine.current()
+        if (
+            ambient is not None
+            and ambient.kind == "publish"
+            and not ambient.ended
+            and not ambient.named
+            and ambient.layer is None
+        ):
+            return _named(ambient, self._destination)
+        record = leaf.open_publish(self._destination, ambient)
+        record.named = True
+        if self._channel:
+            promise_of(record, self._channel, self._key)
+        engine.enter(record)
+        return Opened(record, owner=True)
+
+    def _arguments(self, opened: Opened, call: Call) -> dict[str, Any]:
+        if self._fills_headers and "headers" not in call.kwargs:
+            return {**call.kwargs, "headers": engine.headers_of(opened.record)}
+        return call.kwargs
+
+    def _end(self, record: HopRecord, error: BaseException | None) -> None:
+        if error is None and record.send_error is None:
+            count_promises(record)
+        engine.end(record, error if error is not None else record.send_error)
+        record.send_error = None
+
+
+class Consume(Operation):
+    """A message is handled."""
+
+    __slots__ = ("_destination", "_headers", "_message", "_parameter", "_trust")
+
+    def __init__(self, destination: str, message: object, headers: Headers | None, trust: Trust | None) -> None:
+        super().__init__()
+        self._destination = _name("consume", "destination", destination)
+        if trust is not None:
+            _one_of("consume", "trust", trust, Trust)
+        self._message = message
+        self._headers = headers
+        self._trust = trust
+        self._parameter: inspect.Signature | None = None
+
+    def _inspect(self, function: Callable[..., Any]) -> None:
+        if isinstance(self._message, str):
+            signature = inspect.signature(function)
+            if self._message not in signature.parameters:
+                names = ", ".join(signature.parameters)
+                raise ConfigError(
+                    f"rtobs.consume: message={self._message!r} names no parameter of {function.__qualname__}; it has: {names}"
+                )
+            self._parameter = signature
+
+    def _mark(self, wrapper: Any) -> None:
+        wrapper.__rtobs_consume__ = True
+
+    def _describe(self, call: Call | None) -> Message | None:
+        if call is None:
+            return runtime.describe(None if self._message is MISSING else self._message)
+        if self._parameter is not None:
+            bound = self._parameter.bind_partial(*call.args, **call.kwargs)
+            return runtime.describe(bound.arguments.get(str(self._message)))
+        for value in (*call.args, *call.kwargs.values()):  # a method's first argument is not the message
+            found = runtime.describe(value)
+            if found is not None:
+                return found
+        return None
+
+    def _open(self, call: Call | None) -> Opened:
+        ambient = engine.current()
+        message = self._describe(call)
+        if _unnamed(ambient, "consume") and (message is None or leaf.joins_consume(ambient, message)):
+            return _named(ambient, self._destination)
+        if leaf.joins_consume(ambient, message):
+            return Opened(ambient, owner=False)
+        headers: object = self._headers
+        trust = self._trust
+        if message is not None:
+            headers = headers if headers is not None else message.headers
+            trust = trust or message.trust
+        record = leaf.open_consume(self._destination, ambient, message, headers, trust or "link")
+        record.named = True
+        engine.enter(record)
+        return Opened(record, owner=True)
+
+
+class Deliver(Operation):
+    """One try to bring a message to its user."""
+
+    __slots__ = ("_channel", "_judged_by", "_key", "_provider")
+
+    generators = True
+
+    def __init__(self, channel: str, provider: str, key: Any, judge: Judge | None) -> None:
+        super().__init__()
+        self._channel = _name("deliver", "channel", channel)
+        self._provider = _name("deliver", "provider", provider)
+        if key is not None and not callable(key) and not isinstance(key, str | bytes | int | UUID):
+            raise ConfigError(
+                f"rtobs.deliver: key must be str, bytes, int, UUID or a function of the arguments; got {key!r} ({type(key).__name__})"
+            )
+        if judge is not None and not callable(judge):
+            raise ConfigError(f"rtobs.deliver: judge must be a function of the returned value; got {judge!r}")
+        self._key = key
+        self._judged_by = judge
+
+    def _identity(self, call: Call | None) -> tuple[object, object]:
+        """Return what tells this delivery from others of its scope, and what must stay alive meanwhile."""
+        if callable(self._key):
+            return (self._key(*call.args, **call.kwargs) if call is not None else None), None
+        if self._key is not None or call is None:
+            return self._key, None
+        arguments = (*call.args, *call.kwargs.values())
+        return tuple(value if type(value) in (str, bytes, int, UUID) else id(value) for value in arguments), arguments
+
+    def _open(self, call: Call | None) -> Opened:
+        record = engine.start("deliver", self._channel, engine.current())
+        record.named = True
+        record.channel, record.provider = self._channel, self._provider
+        record.key = (None, None)
+        engine.enter(record)
+        try:
+            record.key = self._identity(call)
+        except Exception as error:  # noqa: BLE001  a key of the user's that raises: the delivery is told apart by channel only
+            from rtobs import _guard
+
+            _guard.fault("deliver.key", error)
+        return Opened(record, owner=True)
+
+    def _returned(self, record: HopRecord, value: object) -> None:
+        if record.explicit is not None:
+            return
+        if self._judged_by is None:
+            verdict = judge_value(value)
+            if verdict is not None and verdict.category is not None:
+                record.category, record.reason, record.ambiguous = (
+                    verdict.category,
+                    record.reason or verdict.reason,
+                    verdict.ambiguous,
+                )
+            return
+        said = self._judged_by(value)
+        if said is None:
+            return
+        if isinstance(said, ErrorCategory):
+            record.category = said
+        else:
+            record.explicit = Outcome(said)
+
+
+class Receipt(Operation):
+    """A client or a provider reports how far a delivery got."""
+
+    __slots__ = ("_step", "_token")
+
+    def __init__(self, step: Step, token: object) -> None:
+        super().__init__()
+        _one_of("receipt", "step", step, Step)
+        self._step = step
+        self._token = token
+
+    def _open(self, call: Call | None) -> Opened:
+        if not runtime.ready:
+            runtime.prepare()
+        found = runtime.redeem(self._token, self._step)
+        if found is None:
+            return Opened(None, owner=False)
+        record = engine.start("receipt", self._step, None)
+        record.named = True
+        record.journey, record.step = found.journey, self._step
+        record.channel, record.provider = found.channel, found.provider
+        record.link(found.trace_id, found.span_id)
+        engine.enter(record)
+        return Opened(record, owner=True)
+
+    def _end(self, record: HopRecord, error: BaseException | None) -> None:
+        if error is None and record.explicit in (None, Outcome.OK):
+            delivered_later(record, record.channel, record.provider)
+        engine.end(record, error)
+
+
+class Job(Operation):
+    """A scheduled run of a connector."""
+
+    __slots__ = ("_connector", "_due", "_window")
+
+    def __init__(self, connector: str, due: datetime, window: timedelta) -> None:
+        super().__init__()
+        self._connector = _name("job", "connector", connector)
+        if not isinstance(due, datetime) or due.tzinfo is None:
+            raise ConfigError(
+                f"rtobs.job: due must be a datetime with a time zone; got {due!r}; use datetime.now(timezone.utc)"
+            )
+        if not isinstance(window, timedelta) or window <= timedelta(0):
+            raise ConfigError(f"rtobs.job: window must be a positive timedelta; got {window!r}")
+        self._due = due
+        self._window = window
+
+    def _open(self, call: Call | None) -> Opened:
+        record = engine.start("job", self._connector, engine.current())
+        record.named = True
+        record.window = (int(self._due.timestamp() * 1e9), int(self._window.total_seconds() * 1e9))
+        engine.enter(record)
+        return Opened(record, owner=True)
+
+
+class Stage(Operation):
+    """A timed step inside a hop."""
+
+    __slots__ = ("_name",)
+
+    generators = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = _name("stage", "name", name)
+
+    def _open(self, call: Call | None) -> Opened:
+        stage = stages.open_stage(self._name)
+        return Opened(stage, owner=stage is not None)
+
+    def _leave(self, record: StageRecord) -> None:
+        stages.leave_stage(record)
+
+    def _end(self, record: StageRecord, error: BaseException | None) -> None:
+        stages.close_stage(record, error)
+
+
+def _unnamed(ambient: HopRecord | None, kind: str) -> bool:
+    return ambient is not None and ambient.kind == kind and ambient.auto and not ambient.named and not ambient.ended
+
+
+def _named(ambient: HopRecord | None, name: str) -> Opened:
+    if ambient is not None:
+        ambient.name = name
+        ambient.named = True
+    return Opened(ambient, owner=False)
+
+
+# The public functions ------------------------------------------------------------------------------------------------
+
+
+def accept(route: str, *, headers: Headers | None = None, trust: Trust = "link") -> Operation:
+    """Take one message in at the API: the journey begins here.
+
+    Args:
+        route: the route template, low-cardinality: a metric label.
+        headers: where the caller's headers are, if no ASGI middleware opened the hop (a WebSocket frame, say).
+        trust: what of them to believe: ``trusted`` continues the caller's journey, ``link`` only links its span,
+            ``ignore`` reads nothing.
+
+    Raises:
+        ConfigError: an argument of the wrong type.
+    """
+    return Accept(route, headers, trust)
+
+
+def publish(destination: str, *, channel: str = "", key: Key | None = None) -> Operation:
+    """Send one message to a broker. *channel* and *key* name the promise it stands for; they do not promise.
+
+    As a decorator it fills a parameter ``headers`` that has a default; else the wrapped client writes them, or you
+    put ``hop.headers`` where your transport has room.
+
+    Raises:
+        ConfigError: an argument of the wrong type.
+    """
+    return Publish(destination, channel, key)
+
+
+def consume(
+    destination: str, message: object = MISSING, *, headers: Headers | None = None, trust: Trust | None = None
+) -> Operation:
+    """Handle one message.
+
+    Args:
+        destination: low-cardinality name of where it came from; it replaces the client's.
+        message: the native message (``with``), or the name of the parameter that takes it (decorator; without it the
+            first argument that a wrapped client knows).
+        headers: the carrier, where no wrapped client knows the message.
+        trust: what of the headers to believe; without it what the client's leaf says, and ``link`` where none knows it.
+
+    Raises:
+        ConfigError: an argument of the wrong type, or a parameter name that the function does not have.
+    """
+    return Consume(destination, message, headers, trust)
+
+
+@overload
+def deliver(channel: str, provider: str, *, key: Key | Callable[..., Key] | None = None) -> Operation: ...
+@overload
+def deliver(
+    channel: str, provider: str, *, key: Key | Callable[..., Key] | None = None,
+    judge: Callable[[T], Outcome | ErrorCategory | None],
+) -> Operation: ...  # fmt: skip
+def deliver(
+    channel: str,
+    provider: str,
+    *,
+    key: Key | Callable[..., Key] | None = None,
+    judge: Callable[[Any], Outcome | ErrorCategory | None] | None = None,
+) -> Operation:
+    """Try once to bring a message to its user over *channel*, carried by *provider*.
+
+    Without *judge* a returned HTTP response counts by its status, any other value as success, an exception by what
+    it is. *judge* gets the returned value and says an outcome, an error category, or None for success.
+
+    Raises:
+        ConfigError: an argument of the wrong type.
+    """
+    return Deliver(channel, provider, key, judge)
+
+
+def receipt(step: Step, token: str) -> Operation:
+    """Count that a delivery reached *step*, told by a client or provider with the *token* it was given.
+
+    A token that is not valid is counted and does nothing else.
+
+    Raises:
+        ConfigError: a step that does not exist.
+    """
+    return Receipt(step, token)
+
+
+def job(connector: str, *, due: datetime, window: timedelta) -> Operation:
+    """Run a connector that was due at *due* and should be done within *window*.
+
+    Raises:
+        ConfigError: *due* without a time zone, or a *window* that is not positive.
+    """
+    return Job(connector, due, window)
+
+
+def stage(name: str) -> Operation:
+    """Time a step inside the current hop; outside a hop it does nothing. Keep *name* low-cardinality.
+
+    Raises:
+        ConfigError: a name that is not a str.
+    """
+    return Stage(name)

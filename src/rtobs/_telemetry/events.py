@@ -1,0 +1,149 @@
+"""Log events: one per hop that explains something, through a structlog chain of our own.
+
+A healthy hop says nothing: metrics count it. Must not know where events go, or brokers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from rtobs import _redaction as redaction
+from rtobs._conventions import LogKey
+from rtobs._journey.outcome import ErrorCategory, Outcome
+
+if TYPE_CHECKING:
+    from rtobs._journey.record import HopRecord
+
+LogSink = Callable[[Mapping[str, Any]], None]
+
+_QUIET = frozenset({ErrorCategory.RECIPIENT, ErrorCategory.SUPPRESSED})
+_LATE_SECONDS = 30.0
+
+
+class _Output:
+    """The last link of the chain: hands the finished event to the sink under structlog's method names."""
+
+    def __init__(self, sink: LogSink) -> None:
+        self._sink = sink
+
+    def msg(self, event: Mapping[str, Any]) -> None:
+        self._sink(event)
+
+    debug = info = warning = error = msg
+
+
+class EventSink:
+    """Turns hops that explain something into log events."""
+
+    def __init__(self, sink: LogSink, service: str, slow: Mapping[str, float]) -> None:
+        """Send events to *sink*; the user's structlog and logging configuration is never touched."""
+        self._slow = slow
+        self._service = service
+        self._log: Any = structlog.wrap_logger(
+            _Output(sink),
+            processors=[structlog.processors.add_log_level, _sanitise, _hand_over],
+            wrapper_class=structlog.make_filtering_bound_logger(0),
+        )
+
+    def end(self, record: HopRecord) -> None:
+        """Log an ended hop if it explains something, and each domain event it told."""
+        told = [event for event in record.events or () if event.domain]
+        explains = self._explains(record)
+        if not explains and not told:
+            return
+        facts = self._facts(record)
+        for event in told:
+            self._log.info(event.name, **{**facts, LogKey.TIMESTAMP: _time(event.time_ns), **event.attributes})
+        if explains:
+            emit = self._log.warning if _is_bad(record) else self._log.info
+            emit(
+                f"{record.kind}.{record.outcome or record.result}",
+                **{**facts, LogKey.EXPLAINS: explains},
+                **self._details(record),
+            )
+
+    def _explains(self, record: HopRecord) -> str:
+        """Return what the event explains: failed, retried, recovered, late, slow, kept; empty for a healthy hop."""
+        if record.kind == "receive":
+            return ""
+        outcome = record.settled or record.outcome
+        if record.result == "failed" or outcome not in (None, Outcome.OK):
+            return str(outcome or record.result)
+        if record.kind == "consume" and record.attempt > 1:
+            return "recovered"
+        if record.lag is not None and record.lag > _LATE_SECONDS:
+            return "late"
+        limit = self._slow.get(record.channel or record.name)
+        if limit is not None and record.duration_ns / 1e9 > limit:
+            return "slow"
+        return ""
+
+    def _facts(self, record: HopRecord) -> dict[str, Any]:
+        journey, message = record.journey, record.message
+        facts: dict[str, Any] = {
+            LogKey.TIMESTAMP: _time(record.wall_ns + record.duration_ns),
+            LogKey.SERVICE: self._service,
+            LogKey.HOP: record.kind,
+            LogKey.TENANT_ID: journey.tenant if journey is not None else "",
+            LogKey.EVENT_ID: record.promise_id
+            or (journey.intent if journey is not None else "")
+            or (message.id if message is not None else ""),
+            LogKey.CORRELATION_ID: journey.correlation_id if journey is not None else "",
+            LogKey.DESTINATION: record.name,
+            LogKey.RETRY_COUNT: record.attempt - 1,
+            LogKey.ERROR_CATEGORY: record.category.value if record.category is not None else "",
+            LogKey.OUTCOME: str(record.settled or record.outcome or record.result),
+            LogKey.REASON: record.reason,
+            LogKey.TRACE_ID: f"{record.trace_id:032x}",
+            LogKey.SPAN_ID: f"{record.span_id:016x}",
+        }
+        if record.channel:
+            facts[LogKey.CHANNEL], facts[LogKey.PROVIDER] = record.channel, record.provider
+        return facts
+
+    @staticmethod
+    def _details(record: HopRecord) -> dict[str, Any]:
+        details: dict[str, Any] = {LogKey.DURATION.value: round(record.duration_ns / 1e9, 6)}
+        if record.lag is not None:
+            details[LogKey.LAG.value] = round(record.lag, 6)
+        if record.age is not None:
+            details[LogKey.AGE.value] = round(record.age, 6)
+        if record.error_type:
+            details[LogKey.ERROR.value] = f"{record.error_type}: {record.error_message}"
+        failed = next((stage.name for stage in record.stages or () if stage.outcome == "failed"), "")
+        if failed:
+            details[LogKey.STAGE.value] = failed
+        for name, value in (record.attributes or {}).items():
+            details.setdefault(name, value)
+        return details
+
+
+def _is_bad(record: HopRecord) -> bool:
+    outcome = record.settled or record.outcome
+    if record.category in _QUIET:
+        return False
+    return record.result == "failed" or outcome in (
+        Outcome.FAILED,
+        Outcome.DEAD_LETTERED,
+        Outcome.EXPIRED,
+        Outcome.REJECTED,
+    )
+
+
+def _time(wall_ns: int) -> str:
+    return datetime.fromtimestamp(wall_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+
+
+def _sanitise(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Make every key and value safe to render: one record stays one line."""
+    return {redaction.text(str(key), redaction.NAME_LIMIT): redaction.scalar(value) for key, value in event.items()}
+
+
+def _hand_over(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> tuple[tuple[Mapping[str, Any]], dict[str, Any]]:
+    return (event,), {}

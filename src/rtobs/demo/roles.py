@@ -1,0 +1,237 @@
+"""What the platform's processes do: accept, route, deliver, and look at what was delivered.
+
+This is application code as a user of rtobs would write it; it knows nothing of the view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import rtobs
+from rtobs.demo import world
+from rtobs.demo.options import CHANNELS
+from rtobs.demo.providers import Provider, RefusedError, UnexpectedAnswerError
+
+if TYPE_CHECKING:
+    from rtobs.demo.brokers import Broker, Incoming
+    from rtobs.demo.providers import Fault
+
+INBOX: Final = "notifications"
+DEVICES: Final = "devices"
+TRIES: Final = 5
+BACKOFF: Final = (0.2, 0.4, 0.8, 1.6)
+"""Waits before the second to the fifth try, seconds."""
+CONCURRENCY: Final = 32
+"""Messages that one channel of one process handles at a time."""
+PERMANENT: Final = frozenset({400, 401, 403, 404, 410, 422})
+
+
+def outbox(channel: str) -> str:
+    """Return the name of a channel's queue."""
+    return f"deliver.{channel}"
+
+
+class InFlight:
+    """Counts handlers that are at work, so that a process can end between messages."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def idle(self) -> None:
+        """Wait until no handler is at work."""
+        await self._none.wait()
+
+
+class Api:
+    """Accepts notifications; its load comes from a generator in the same process."""
+
+    def __init__(self, broker: Broker, seed: int, rate: float, seconds: float) -> None:
+        self._broker = broker
+        self._seed = seed
+        self._rate = rate
+        self._seconds = seconds
+
+    async def run(self) -> None:
+        """Send notifications to the API for the given time, at random moments."""
+        gaps = world.pauses(self._seed, self._rate)
+        begin, due, number = time.monotonic(), 0.0, 0
+        requests: set[asyncio.Task[None]] = set()
+        while True:
+            due += gaps.expovariate(self._rate)
+            if due > self._seconds:
+                break
+            await asyncio.sleep(max(0.0, begin + due - time.monotonic()))
+            number += 1
+            request = asyncio.create_task(self.accept(world.notification(self._seed, number)))
+            requests.add(request)
+            request.add_done_callback(requests.discard)
+        await asyncio.gather(*requests)
+
+    @rtobs.accept("/notifications")
+    async def accept(self, notification: world.Notification) -> None:
+        """Take one notification in; the correlation id is minted here and copied into the payload."""
+        hop = rtobs.current()
+        hop.segment(tenant=notification.tenant, region=notification.region, source=notification.source)
+        payload = notification.as_json() | {"correlation_id": hop.correlation_id}
+        with rtobs.publish(INBOX):
+            await self._broker.send(INBOX, payload)
+
+
+class Router:
+    """Decides on which channels a notification goes out."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._at_work = InFlight()
+        self.idle = self._at_work.idle
+
+    async def start(self) -> None:
+        """Begin to read the inbox."""
+        await self._broker.consume(INBOX, self.route, CONCURRENCY)
+
+    @rtobs.consume(INBOX, message="message")
+    async def route(self, message: Incoming) -> None:
+        """Normalize, enrich and fan out one notification."""
+        with self._at_work:
+            await self._route(message)
+
+    async def _route(self, message: Incoming) -> None:
+        hop = rtobs.current()
+        with rtobs.stage("normalize"):
+            payload: dict[str, Any] = json.loads(message.body)
+        compare(payload)
+        with rtobs.stage("enrich"):
+            await asyncio.sleep(0.002)  # preferences of the user, from a store
+            payload["tries"] = 0
+        with rtobs.stage("route"):
+            channels = world.TEMPLATES[payload["template"]][0]
+            for channel in channels:
+                hop.intend(channel, payload["user"])
+        for channel in channels:
+            with rtobs.publish(outbox(channel), channel=channel, key=payload["user"]):
+                await self._broker.send(outbox(channel), payload)
+        await message.ack()
+
+
+class Connector:
+    """Carries the messages of one channel to its provider."""
+
+    def __init__(self, broker: Broker, channel: str, seed: int, fault: Fault) -> None:
+        self.provider = Provider(channel, seed, fault)
+        self._broker = broker
+        self._channel = channel
+        self._seed = seed
+        self._at_work = InFlight()
+        self.idle = self._at_work.idle
+        slow = fault.hits(channel) == "slow-consumer"
+        self._concurrency = 1 if slow else CONCURRENCY
+        # A consumer that keeps up with only a part of what arrives: its queue grows as long as messages come.
+        self._handling = 1.0 / (0.6 * fault.arrivals) if slow else 0.0
+
+    async def start(self) -> None:
+        """Begin to read the channel's queue."""
+        handle = rtobs.consume(outbox(self._channel), message="message")(self.handle)
+        await self._broker.consume(outbox(self._channel), handle, self._concurrency)
+
+    async def handle(self, message: Incoming) -> None:
+        """Try to deliver one message; put it back, with a growing pause, where another try may help."""
+        with self._at_work:
+            await self._handle(message)
+
+    async def _handle(self, message: Incoming) -> None:
+        payload: dict[str, Any] = json.loads(message.body)
+        compare(payload)
+        tries = payload["tries"] = payload["tries"] + 1
+        if self._handling:
+            with rtobs.stage("look_up_customer"):
+                await asyncio.sleep(self._handling)
+        try:
+            await self._deliver(payload, tries)
+        except RefusedError as refused:
+            if refused.status_code not in PERMANENT:
+                await self._again(message, payload, tries, refused.retry_after)
+                return
+        except UnexpectedAnswerError:
+            await self._again(message, payload, tries, 0.0)
+            return
+        await message.ack()
+
+    async def _deliver(self, payload: dict[str, Any], tries: int) -> None:
+        with rtobs.deliver(self._channel, self.provider.name, key=payload["user"]) as hop:
+            answer = await self.provider.send(payload, tries)
+            if "id" not in answer:
+                raise UnexpectedAnswerError("the answer has no field `id`")
+            if world.looks_after(self._seed, payload["id"], self._channel):
+                await self._broker.send_outside(
+                    DEVICES, {"id": payload["id"], "channel": self._channel, "token": hop.receipt_token()}
+                )
+
+    async def _again(self, message: Incoming, payload: dict[str, Any], tries: int, pause: float) -> None:
+        hop = rtobs.current()
+        if tries >= TRIES:
+            hop.outcome(rtobs.Outcome.DEAD_LETTERED, "tries_used_up")
+            await message.reject()
+            return
+        hop.outcome(rtobs.Outcome.RETRIED)  # said before the copy leaves, so that it is numbered as the next attempt
+        with rtobs.publish(outbox(self._channel), channel=self._channel, key=payload["user"]):
+            await self._broker.send(outbox(self._channel), payload, delay=max(BACKOFF[tries - 1], pause))
+        await message.ack()
+
+
+class Clients:
+    """The users' devices: they show what arrives and post the receipt token back."""
+
+    def __init__(self, broker: Broker, seed: int) -> None:
+        self._broker = broker
+        self._seed = seed
+        self._looking: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to read what reaches the devices; nothing is instrumented there."""
+        await self._broker.consume_outside(DEVICES, self._arrived)
+
+    async def stop(self) -> None:
+        """Let those who are looking finish."""
+        for task in list(self._looking):
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _arrived(self, body: bytes) -> None:
+        task = asyncio.create_task(self._look(json.loads(body)))
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def _look(self, shown: dict[str, Any]) -> None:
+        for step, seconds in world.looks_after(self._seed, shown["id"], shown["channel"]):
+            await asyncio.sleep(seconds)
+            with rtobs.receipt(step, shown["token"]):
+                pass  # a real endpoint would answer 204
+
+
+def compare(payload: dict[str, Any]) -> None:
+    """Note the payload's copy of the correlation id next to the one that travelled in the headers."""
+    hop = rtobs.current()
+    copy = payload["correlation_id"]
+    hop.note(payload_correlation_id=copy)
+    if copy != hop.correlation_id:
+        hop.event("correlation_lost", expected=copy)
+
+
+def connectors(broker: Broker, seed: int, fault: Fault) -> list[Connector]:
+    """Return one connector for each channel."""
+    return [Connector(broker, channel, seed, fault) for channel in CHANNELS]

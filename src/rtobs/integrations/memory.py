@@ -1,0 +1,304 @@
+"""In-memory broker: queues with acknowledgements, redelivery, delays and dead letters, for tests and demos.
+
+A real broker in one process: nothing is lost until it is acknowledged, what is nacked comes back counted, and what is
+rejected goes to the queue's dead-letter queue with the reason. Use it in your own tests:
+
+    broker = rtobs.wrap(Broker())
+    await broker.publish("orders", b"...")
+    message = await broker.get("orders")
+
+Not measured: nothing; it has no network, so a send takes microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rtobs._hop import leaf
+from rtobs._hop.runtime import runtime
+from rtobs._journey.message import Message as Facts
+from rtobs.integrations._twin import Options, become, options_of, overlay
+
+SYSTEM = "memory"
+SUPPORTS = "rtobs.integrations.memory of this version"
+
+Handler = Callable[["Message"], Awaitable[object] | object]
+
+
+# The broker ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Queue:
+    name: str
+    dead_letter: str | None
+    max_deliveries: int
+    ready: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
+    unacked: set[int] = field(default_factory=set)
+
+
+class Message:
+    """One delivery of one message; settle it with ``ack``, ``nack`` or ``reject``."""
+
+    __slots__ = ("_broker", "body", "dead_reason", "delivery_count", "headers", "id", "queue", "settled")
+
+    def __init__(
+        self, broker: Broker, queue: str, body: bytes, headers: dict[str, Any], number: int, count: int
+    ) -> None:
+        self._broker = broker
+        self.queue = queue
+        self.body = body
+        self.headers = headers
+        self.id = number
+        self.delivery_count = count
+        """How often it has been delivered, this time included."""
+        self.dead_reason = ""
+        """Why it is in a dead-letter queue: rejected, expired or limit."""
+        self.settled = ""
+
+    async def ack(self) -> None:
+        """Done: the broker forgets it."""
+        self._broker._settle(self, "acked")  # noqa: SLF001  the broker and its message are one mechanism
+
+    async def nack(self, delay: float = 0.0) -> None:
+        """Not now: it is delivered again, after *delay* seconds."""
+        self._broker._settle(self, "requeued", delay)  # noqa: SLF001
+
+    async def reject(self) -> None:
+        """Never: it goes to the dead-letter queue, or away where there is none."""
+        self._broker._settle(self, "rejected")  # noqa: SLF001
+
+
+class Broker:
+    """Queues by name; made on first use. All methods belong to one event loop."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    def declare(self, queue: str, *, dead_letter: str | None = None, max_deliveries: int = 0) -> None:
+        """Create a queue, or say where its dead letters go and after how many deliveries."""
+        found = self._queues.setdefault(queue, _Queue(queue, dead_letter, max_deliveries))
+        found.dead_letter, found.max_deliveries = dead_letter, max_deliveries
+
+    def _queue(self, name: str) -> _Queue:
+        return self._queues.setdefault(name, _Queue(name, None, 0))
+
+    def depth(self, queue: str) -> int:
+        """Return how many messages wait."""
+        return self._queue(queue).ready.qsize()
+
+    def pending(self, queue: str) -> int:
+        """Return how many messages were delivered and are not settled."""
+        return len(self._queue(queue).unacked)
+
+    async def publish(
+        self, queue: str, body: bytes, headers: dict[str, Any] | None = None, *, delay: float = 0.0
+    ) -> None:
+        """Put one message into *queue*, to be delivered after *delay* seconds."""
+        message = Message(self, queue, body, dict(headers or {}), next(self._numbers), 1)
+        self._later(delay, message)
+
+    def _later(self, delay: float, message: Message) -> None:
+        queue = self._queue(message.queue)
+        if delay <= 0:
+            queue.ready.put_nowait(message)
+            return
+
+        def arrive() -> None:
+            self._timers.discard(timer)
+            queue.ready.put_nowait(message)
+
+        timer = asyncio.get_running_loop().call_later(delay, arrive)
+        self._timers.add(timer)
+
+    async def get(self, queue: str, timeout: float | None = None) -> Message | None:
+        """Take the next message, waiting up to *timeout* seconds; None where none came."""
+        return await self._take(queue, timeout)
+
+    async def _take(self, queue: str, timeout: float | None = None) -> Message | None:
+        found = self._queue(queue)
+        try:
+            message = await asyncio.wait_for(found.ready.get(), timeout)
+        except TimeoutError:
+            return None
+        found.unacked.add(message.id)
+        return message
+
+    async def messages(self, queue: str) -> AsyncIterator[Message]:
+        """Yield messages as they come."""
+        while True:
+            message = await self._take(queue)
+            if message is not None:
+                yield message
+
+    def consume(self, queue: str, handler: Handler, *, prefetch: int = 16) -> Callable[[], None]:
+        """Call *handler* for every message, *prefetch* at a time; return a function that stops it.
+
+        A message that the handler leaves unsettled is acknowledged if it returned and comes back if it raised.
+        """
+        slots = asyncio.Semaphore(prefetch)
+
+        async def one(message: Message) -> None:
+            try:
+                result = handler(message)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:  # noqa: BLE001  a handler that raises is the broker's daily bread
+                if not message.settled:
+                    await message.nack()
+            else:
+                if not message.settled:
+                    await message.ack()
+            finally:
+                slots.release()
+
+        async def loop() -> None:
+            while True:
+                await slots.acquire()
+                message = await self._take(queue)
+                if message is not None:
+                    self._spawn(one(message))
+
+        task = self._spawn(loop())
+
+        def stop() -> None:
+            task.cancel()
+
+        return stop
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _settle(self, message: Message, how: str, delay: float = 0.0) -> None:
+        if message.settled:
+            raise ValueError(f"message {message.id} of {message.queue!r} is already {message.settled}; settle it once")
+        message.settled = how
+        queue = self._queue(message.queue)
+        queue.unacked.discard(message.id)
+        if how == "acked":
+            return
+        again = Message(self, message.queue, message.body, message.headers, message.id, message.delivery_count + 1)
+        spent = 0 < queue.max_deliveries <= message.delivery_count
+        if how == "requeued" and not spent:
+            self._later(delay, again)
+        elif queue.dead_letter:
+            again.queue, again.delivery_count = queue.dead_letter, 1
+            again.dead_reason = "limit" if how == "requeued" else "rejected"
+            self._later(0, again)
+
+    async def close(self) -> None:
+        """Stop consumers and timers."""
+        for timer in list(self._timers):
+            timer.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# The leaf ------------------------------------------------------------------------------------------------------------
+
+
+def describe(native: Message) -> Facts:
+    """Return what one delivery says about itself."""
+    options = options_of(native)
+    broker = native._broker  # noqa: SLF001
+    queue = broker._queue(native.queue)  # noqa: SLF001
+    return Facts(
+        SYSTEM, native.queue, native.headers, address=native.queue, id=str(native.id), native=native, trust=options.trust,
+        carrier=options.carrier, manual=options.manual, delivery_count=native.delivery_count,
+        dead_letter=True if queue.dead_letter or options.dead_letter else (False if options.dead_letter == "" else None),
+        max_deliveries=queue.max_deliveries or options.max_deliveries, size=len(native.body),
+        dead_cause=({"rejected": "decided", "limit": "limit", "expired": "expired"}.get(native.dead_reason, "")),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@overlay
+class _Message(Message):
+    __slots__ = ()
+
+    async def ack(self) -> None:
+        with leaf.Settle("ack", "acked", describe(self)):
+            await super().ack()
+
+    async def nack(self, delay: float = 0.0) -> None:
+        with leaf.Settle("nack", "requeued", describe(self)):
+            await super().nack(delay)
+
+    async def reject(self) -> None:
+        with leaf.Settle("nack", "rejected", describe(self)):
+            await super().reject()
+
+
+def _handler(handler: Handler, options: Options) -> Handler:
+    """Open a consume hop round a callback, unless it opens one itself."""
+    if hasattr(handler, "__rtobs__"):
+        return handler
+    decorated = hasattr(handler, "__rtobs_consume__")
+
+    @functools.wraps(handler)
+    async def handle(message: Message) -> object:
+        known = become(message, _Message, options)
+        if decorated:
+            result = handler(known)
+            return await result if inspect.isawaitable(result) else result
+        with leaf.Process(describe(known)):
+            result = handler(known)
+            return await result if inspect.isawaitable(result) else result
+
+    handle.__rtobs__ = True  # type: ignore[attr-defined]
+    return handle
+
+
+@overlay
+class _Broker(Broker):
+    __slots__ = ()
+
+    async def publish(self, queue: str, body: bytes, headers: dict[str, Any] | None = None, **options: Any) -> None:
+        facts = Facts(SYSTEM, queue, address=queue, carrier=options_of(self).carrier, size=len(body))
+        with leaf.Send(facts) as send:
+            await super().publish(queue, body, send.headers(headers), **options)
+
+    async def get(self, queue: str, timeout: float | None = None) -> Message | None:
+        begun = runtime.monotonic_ns()
+        message = await super().get(queue, timeout)
+        if message is not None:
+            become(message, _Message, options_of(self))
+            leaf.receive([describe(message)], begun)
+        return message
+
+    async def messages(self, queue: str) -> AsyncIterator[Message]:
+        while True:
+            begun = runtime.monotonic_ns()
+            message = await self._take(queue)
+            if message is None:
+                continue
+            facts = describe(become(message, _Message, options_of(self)))
+            leaf.receive([facts], begun, span=False)
+            leaf.handed_out(facts)
+            try:
+                yield message
+            finally:
+                leaf.passed_by(facts)
+
+    def consume(self, queue: str, handler: Handler, *, prefetch: int = 16) -> Callable[[], None]:
+        # the broker settles what the handler leaves open, so nothing is settled by hand
+        return super().consume(queue, _handler(handler, options_of(self)), prefetch=prefetch)
+
+
+def wrap(client: Broker, options: Options) -> Broker:
+    """Instrument one broker: every publish, consume and settlement."""
+    runtime.describers[Message] = describe  # type: ignore[assignment]
+    return become(client, _Broker, options)

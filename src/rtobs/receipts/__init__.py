@@ -1,0 +1,1 @@
+"""Receipts: what comes back from the client's screen. For now the signed token; the endpoint and the beacon follow."""

@@ -1,0 +1,104 @@
+"""What every test can count on: brokers that answer, unique names, and skips that cannot go unnoticed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+pytest.register_assert_rewrite("tests.support")  # before the first import from there: helpers assert too
+
+from tests.support import brokers  # noqa: E402 - see above
+from tests.support.rabbitmq import OwnRabbitMQ, binary  # noqa: E402 - see above
+
+# Time limits per example fail on a busy machine for no reason of ours; every test has a timeout anyway.
+hypothesis.settings.register_profile("rtobs", deadline=None)
+hypothesis.settings.load_profile("rtobs")
+
+NOTHING_SKIPPED = os.environ.get("RTOBS_TEST_REQUIRE") == "all"
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that asks for a live broker, so that nobody can forget to."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "own_rabbitmq" in fixtures or not brokers.FIXTURES.keys().isdisjoint(fixtures):
+            item.add_marker(pytest.mark.broker)
+        if "own_rabbitmq" in fixtures:
+            item.add_marker(pytest.mark.slow)
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    # An expected failure (xfail) is reported as a skip too, but says what it expects.
+    if NOTHING_SKIPPED and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"{reason}\nA skip is a failure in this run (RTOBS_TEST_REQUIRE=all)."
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skipped test into a failed one where nothing may be skipped."""
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Do the same for files that skip themselves while they are imported."""
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+def _url(broker: brokers.Broker) -> str:
+    if reason := brokers.reason_to_skip(broker):
+        pytest.skip(reason)
+    return broker.url
+
+
+@pytest.fixture(scope="session")
+def amqp_url() -> str:
+    """The address of a live RabbitMQ."""
+    return _url(brokers.AMQP)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    """The address of a live Redis."""
+    return _url(brokers.REDIS)
+
+
+@pytest.fixture(scope="session")
+def nats_url() -> str:
+    """The address of a live NATS server with JetStream."""
+    return _url(brokers.NATS)
+
+
+@pytest.fixture
+def own_rabbitmq(tmp_path: Path) -> Generator[OwnRabbitMQ, None, None]:
+    """A running RabbitMQ that only this test uses: it may be stopped, started and killed."""
+    if binary() is None:
+        pytest.skip("RabbitMQ is not installed on this machine; run `make brokers` on Debian or Ubuntu")
+    broker = OwnRabbitMQ(tmp_path / "rabbitmq")
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+_RUN = os.urandom(4).hex()
+_COUNT = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def unique() -> Callable[[str], str]:
+    """A function that makes names no other test and no other run uses: ``unique("orders")``."""
+    return lambda name="name": f"rtobs-test-{_RUN}-{next(_COUNT)}-{name}"
