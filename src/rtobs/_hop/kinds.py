@@ -6,15 +6,17 @@ Each says what it opens, which open hop it joins, and which arguments are wrong.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar, get_args, overload
+from types import TracebackType
+from typing import Any, Final, ParamSpec, Protocol, TypeVar, get_args, overload
 from uuid import UUID
 
 from rtobs import _redaction as redaction
 from rtobs._hop import engine, leaf
 from rtobs._hop import stage as stages
 from rtobs._hop.finish import count_promises, delivered_later, promise_of
+from rtobs._hop.hop import Hop
 from rtobs._hop.operation import Call, Opened, Operation
 from rtobs._hop.runtime import runtime
 from rtobs._journey.classify import judge_value
@@ -24,9 +26,23 @@ from rtobs._journey.outcome import ErrorCategory, Outcome, Step
 from rtobs._journey.record import HopRecord, StageRecord
 from rtobs.errors import ConfigError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Judge = Callable[[Any], Outcome | ErrorCategory | None]
+
+
+class JudgedOperation(Protocol[T]):
+    """An ``Operation`` that decorates functions returning what its judge takes."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> Callable[P, T]: ...
+    def __enter__(self) -> Hop: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 class _Missing:
@@ -61,9 +77,10 @@ class Accept(Operation):
         self._route = _name("accept", "route", route)
         _one_of("accept", "trust", trust, Trust)
         self._headers = headers
-        self._trust = trust
+        self._trust: Trust = trust
 
     def _open(self, call: Call | None) -> Opened:
+        del call
         ambient = engine.current()
         if self._headers is None and _unnamed(ambient, "accept"):
             return _named(ambient, self._route)
@@ -92,6 +109,7 @@ class Publish(Operation):
         self._fills_headers = parameter is not None and parameter.default is not inspect.Parameter.empty
 
     def _open(self, call: Call | None) -> Opened:
+        del call
         ambient = engine.current()
         if (
             ambient is not None
@@ -141,7 +159,8 @@ class Consume(Operation):
             if self._message not in signature.parameters:
                 names = ", ".join(signature.parameters)
                 raise ConfigError(
-                    f"rtobs.consume: message={self._message!r} names no parameter of {function.__qualname__}; it has: {names}"
+                    f"rtobs.consume: message={self._message!r} names no parameter of {function.__qualname__}; "
+                    f"it has: {names}"
                 )
             self._parameter = signature
 
@@ -191,7 +210,8 @@ class Deliver(Operation):
         self._provider = _name("deliver", "provider", provider)
         if key is not None and not callable(key) and not isinstance(key, str | bytes | int | UUID):
             raise ConfigError(
-                f"rtobs.deliver: key must be str, bytes, int, UUID or a function of the arguments; got {key!r} ({type(key).__name__})"
+                "rtobs.deliver: key must be str, bytes, int, UUID or a function of the arguments; "
+                f"got {key!r} ({type(key).__name__})"
             )
         if judge is not None and not callable(judge):
             raise ConfigError(f"rtobs.deliver: judge must be a function of the returned value; got {judge!r}")
@@ -250,10 +270,11 @@ class Receipt(Operation):
     def __init__(self, step: Step, token: object) -> None:
         super().__init__()
         _one_of("receipt", "step", step, Step)
-        self._step = step
+        self._step: Step = step
         self._token = token
 
     def _open(self, call: Call | None) -> Opened:
+        del call
         if not runtime.ready:
             runtime.prepare()
         found = runtime.redeem(self._token, self._step)
@@ -291,6 +312,7 @@ class Job(Operation):
         self._window = window
 
     def _open(self, call: Call | None) -> Opened:
+        del call
         record = engine.start("job", self._connector, engine.current())
         record.named = True
         record.window = (int(self._due.timestamp() * 1e9), int(self._window.total_seconds() * 1e9))
@@ -310,6 +332,7 @@ class Stage(Operation):
         self._name = _name("stage", "name", name)
 
     def _open(self, call: Call | None) -> Opened:
+        del call
         stage = stages.open_stage(self._name)
         return Opened(stage, owner=stage is not None)
 
@@ -383,20 +406,21 @@ def consume(
 def deliver(channel: str, provider: str, *, key: Key | Callable[..., Key] | None = None) -> Operation: ...
 @overload
 def deliver(
-    channel: str, provider: str, *, key: Key | Callable[..., Key] | None = None,
-    judge: Callable[[T], Outcome | ErrorCategory | None],
-) -> Operation: ...  # fmt: skip
-def deliver(
     channel: str,
     provider: str,
     *,
     key: Key | Callable[..., Key] | None = None,
-    judge: Callable[[Any], Outcome | ErrorCategory | None] | None = None,
-) -> Operation:
+    judge: Callable[[T], Outcome | ErrorCategory | None],
+) -> JudgedOperation[T]: ...
+def deliver(
+    channel: str, provider: str, *, key: Key | Callable[..., Key] | None = None, judge: Judge | None = None
+) -> Any:
     """Try once to bring a message to its user over *channel*, carried by *provider*.
 
     Without *judge* a returned HTTP response counts by its status, any other value as success, an exception by what
-    it is. *judge* gets the returned value and says an outcome, an error category, or None for success.
+    it is. *judge* gets the returned value and says an outcome, an error category, or None for success. Calls with the
+    same *channel* and *key* in one handled message are attempts of one delivery; without *key* the call's arguments
+    tell them apart, and a ``with`` takes the one of its channel.
 
     Raises:
         ConfigError: an argument of the wrong type.
