@@ -31,7 +31,7 @@ OVERLOAD = ErrorCategory.OVERLOAD
 INTERNAL = ErrorCategory.INTERNAL
 
 SOON = scaled(0.05)
-PATIENT = scaled(10)
+PATIENT = max(10.0, scaled(10))  # patience with a slow machine: no scale shortens it
 
 
 @contextlib.contextmanager

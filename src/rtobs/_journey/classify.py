@@ -34,7 +34,7 @@ class _Row(NamedTuple):
 
 _CLASSES_LIMIT, _MEMBERS_LIMIT, _DEPTH_LIMIT = 1024, 1000, 8
 
-# A row covers the subclasses that have none of their own: only the first row on the way up counts.
+# A row covers the subclasses that have none of their own; one that would say what its base says is left out.
 _CLASSES: dict[_Row, str] = {
     # What lies outside Exception (KeyboardInterrupt, asyncio.CancelledError, ...) asks us to stop: it is no error.
     _Row(None): "builtins.BaseException concurrent.futures._base.CancelledError",
@@ -45,14 +45,13 @@ _CLASSES: dict[_Row, str] = {
         http.client.ImproperConnectionState aio_pika.exceptions.MessageProcessError aio_pika.exceptions.QueueEmpty
     """,
     _Row(ErrorCategory.TRANSPORT): """
-        builtins.OSError socket.gaierror ssl.SSLError http.client.HTTPException httpx.TransportError
-        aiohttp.client_exceptions.ClientConnectionError aiohttp.client_exceptions.ClientConnectorError
-        requests.exceptions.SSLError requests.exceptions.ProxyError urllib3.exceptions.NewConnectionError
-        aiormq.exceptions.AMQPError aiormq.exceptions.AMQPConnectionError aiormq.exceptions.ChannelInvalidStateError
+        builtins.OSError http.client.HTTPException httpx.TransportError
+        aiohttp.client_exceptions.ClientConnectorError requests.exceptions.ProxyError
+        urllib3.exceptions.NewConnectionError aiormq.exceptions.AMQPError aiormq.exceptions.ChannelInvalidStateError
     """,
     _Row(ErrorCategory.TRANSPORT, ambiguous=True): """
-        builtins.ConnectionResetError builtins.BrokenPipeError builtins.EOFError http.client.RemoteDisconnected
-        http.client.BadStatusLine http.client.IncompleteRead httpx.ReadError httpx.WriteError httpx.RemoteProtocolError
+        builtins.ConnectionResetError builtins.BrokenPipeError builtins.EOFError http.client.BadStatusLine
+        http.client.IncompleteRead httpx.ReadError httpx.WriteError httpx.RemoteProtocolError
         aiohttp.client_exceptions.ClientOSError aiohttp.client_exceptions.ClientConnectionResetError
         aiohttp.client_exceptions.ServerDisconnectedError aiohttp.client_exceptions.ClientPayloadError
         aiohttp.http_exceptions.HttpProcessingError requests.exceptions.ChunkedEncodingError
@@ -60,8 +59,7 @@ _CLASSES: dict[_Row, str] = {
         aiormq.exceptions.ConnectionClosed aiormq.exceptions.ChannelClosed
     """,
     _Row(ErrorCategory.TRANSPORT, look=(_STATUS,)): """
-        urllib.error.HTTPError httpx.HTTPError aiohttp.client_exceptions.ClientError
-        requests.exceptions.RequestException urllib3.exceptions.HTTPError
+        urllib.error.HTTPError httpx.HTTPError aiohttp.client_exceptions.ClientError urllib3.exceptions.HTTPError
     """,
     # These say only "no answer"; what they wrap says why.
     _Row(ErrorCategory.TRANSPORT, look=("reason",)): "urllib.error.URLError urllib3.exceptions.MaxRetryError",
@@ -268,9 +266,11 @@ def _first_member(group: BaseException, depth: int) -> Verdict | None:
 
 
 def _behind(error: BaseException, name: str, depth: int) -> Verdict | None:
-    for behind in _args(error)[:1] if name == "args" else (_peek(error, name),):
-        verdict = _judge(behind, depth) if issubclass(type(behind), BaseException) else _CANCELLED
-        return None if verdict.category in {None, ErrorCategory.INTERNAL} else verdict
+    found = _args(error)[:1] if name == "args" else (_peek(error, name),)
+    for behind in found:
+        if issubclass(type(behind), BaseException):
+            verdict = _judge(behind, depth)
+            return None if verdict.category in {None, ErrorCategory.INTERNAL} else verdict
     return None
 
 
