@@ -40,6 +40,18 @@ def build() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
 
+    def number(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a number; give one such as 20.") from None
+
+    def whole_number(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a whole number; give one such as 1.") from None
+
     def print_version(wanted: bool) -> None:
         if wanted:
             typer.echo(f"rtobs {metadata.version('rtobs')}")
@@ -57,9 +69,11 @@ def build() -> "typer.Typer":
     def demo(
         fault: Annotated[str, typer.Option(help=f"What goes wrong: {', '.join(FAULTS)}.")] = defaults.fault,
         target: Annotated[str, typer.Option(help=f"Where: {', '.join(CHANNELS)}.")] = defaults.target,
-        seconds: Annotated[float, typer.Option(help="How long messages are sent.")] = defaults.seconds,
-        rate: Annotated[float, typer.Option(help="Messages a second.")] = defaults.rate,
-        seed: Annotated[int, typer.Option(help="Makes the same messages and the same luck again.")] = defaults.seed,
+        seconds: Annotated[float, typer.Option(parser=number, help="How long messages are sent.")] = defaults.seconds,
+        rate: Annotated[float, typer.Option(parser=number, help="Messages a second.")] = defaults.rate,
+        seed: Annotated[
+            int, typer.Option(parser=whole_number, help="Makes the same messages and the same luck again.")
+        ] = defaults.seed,
         broker: Annotated[
             str, typer.Option(help="memory (one process), or amqp://… (one process per role).")
         ] = defaults.broker,
@@ -67,10 +81,12 @@ def build() -> "typer.Typer":
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, nothing else.")] = False,
     ) -> None:
         """Run a small notification platform, break one connector, and watch what its telemetry tells."""
+        from rtobs.demo.brokers import check_client
         from rtobs.demo.run import run
 
         try:
             options = Options(fault, target, seconds, rate, seed, broker, otlp)
+            check_client(broker)
         except UsageError as wrong:
             print(f"rtobs demo: {wrong}", file=sys.stderr)
             raise typer.Exit(2) from None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any, Protocol
+
+from rtobs.demo.options import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -55,6 +58,16 @@ class Broker(Protocol):
     async def close(self) -> None:
         """Disconnect; delete the queues if this process declared them."""
         ...
+
+
+def check_client(address: str) -> None:
+    """Refuse a broker whose client library is missing.
+
+    Raises:
+        UsageError: says what to install.
+    """
+    if address != "memory" and importlib.util.find_spec("aio_pika") is None:
+        raise UsageError("--broker amqp://… needs aio-pika, which is not installed. Run: pip install aio-pika")
 
 
 def make(address: str, run: str, queues: Sequence[str], outside: Sequence[str], delays: Sequence[float]) -> Broker:

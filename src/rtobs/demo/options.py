@@ -9,6 +9,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 CHANNELS: Final = ("push", "sms", "email", "in_app", "ticket")
 FAULTS: Final = ("none", "schema-drift", "rate-limit", "expired-token", "slow-consumer")
+CONNECTOR_PROCESSES: Final = 2
+"""Processes that share the deliveries where a real broker stands between processes."""
 MOST_SECONDS: Final = 3600.0
 MOST_MESSAGES: Final = 500.0
 

@@ -184,7 +184,7 @@ class Platform:
 
     def _environment(self, role: str, name: str) -> dict[str, str]:
         """The caller's environment without its telemetry settings, which would send the demo's data elsewhere."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "RTOBS_", "PYTEST_"))}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PYTEST_"))}
         interval = str(EXPORT_MILLISECONDS)
         return kept | {
             "OTEL_EXPORTER_OTLP_ENDPOINT": self._endpoint,
@@ -205,7 +205,8 @@ class Platform:
                 line = child.said.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise BrokenRunError(
-                    f"The {child.role} process was not ready after {READY_SECONDS:g} s. It said:\n{child.last_words()}\n"
+                    f"The {child.role} process was not ready after {READY_SECONDS:g} s. "
+                    f"It said:\n{child.last_words()}\n"
                     "Run the demo again on a machine with less load."
                 ) from None
             if line == "ready":

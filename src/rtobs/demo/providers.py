@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TRUTH: Final = "RTOBS_DEMO_TRUTH"
-"""Environment variable with the path of a file that gets one line for each message a provider took or refused."""
+"""Environment variable for tests: the path of a file that gets one line for each message a provider took or refused,
+with the process and the time."""
 
 TRANSIENT: Final = 0.01
 """Share of tries that fail for a moment, at every provider, always."""
@@ -130,14 +131,14 @@ class Provider:
 
     def _drift(self) -> float:
         """Share of the partner's servers that run its new release: it is being rolled out."""
-        return 0.1 + 0.55 * self._progress()
+        return 0.15 + 0.5 * self._progress()
 
     def _refuse_by_fault(self) -> None:
         if self._hit == "expired-token" and self._progress() > 0.3:  # noqa: PLR2004 - when the token expires
             raise RefusedError(401)
         if self._hit == "rate-limit":
             now = time.monotonic()
-            allowed = 0.5 * self._fault.arrivals
+            allowed = 0.6 * self._fault.arrivals
             self._allowance = min(max(1.0, allowed), self._allowance + (now - self._counted_at) * allowed)
             self._counted_at = now
             if self._allowance < 1.0:
@@ -147,7 +148,7 @@ class Provider:
     def _write_truth(self, message: Mapping[str, Any], verdict: str) -> None:
         if not self._truth:
             return
-        line = f"{message['correlation_id']} {self.channel} {verdict}\n".encode()
+        line = f"{message['correlation_id']} {self.channel} {verdict} {os.getpid()} {time.time()}\n".encode()
         file = os.open(self._truth, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(file, line)  # one write: lines of several processes do not mix

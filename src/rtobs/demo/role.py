@@ -5,69 +5,78 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import threading
 import traceback
+from importlib import import_module
 from typing import Any, Final
 
 import rtobs
 from rtobs.demo import brokers, roles, world
-from rtobs.demo.options import CHANNELS, without_secrets
+from rtobs.demo.api import Load
+from rtobs.demo.devices import Clients
+from rtobs.demo.options import CHANNELS, CONNECTOR_PROCESSES, without_secrets
 from rtobs.demo.providers import Fault, UnexpectedAnswerError
 
 FINISH_SECONDS: Final = 5.0
 """How long handlers may go on after the end was called."""
 
 
-async def play(role: str, config: dict[str, Any], said: asyncio.Queue[str]) -> None:
-    """Be one role (or, as ``platform``, all of them) until told to stop."""
-    queues = [roles.INBOX, *(roles.outbox(channel) for channel in CHANNELS)]
-    broker = brokers.make(config["broker"], config["run"], queues, [roles.DEVICES], roles.BACKOFF)
-    await broker.open(declare=role in ("api", "platform"))
-    shares = 1 if role == "platform" else 2
-    fault = Fault(config["fault"], config["target"], config["seconds"], config["rate"], shares)
-    api = roles.Api(broker, config["seed"], config["rate"], config["seconds"])
-    router = roles.Router(broker)
-    connectors = roles.connectors(broker, config["seed"], fault)
-    clients = roles.Clients(broker, config["seed"])
-    everyone = role == "platform"
-    if everyone or role == "clients":
-        await clients.start()
-    if everyone or role == "connectors":
-        for connector in connectors:
-            await connector.start()
-    if everyone or role == "router":
-        await router.start()
-    print("ready", flush=True)
-    await hear(said, "go")
-    for connector in connectors:
-        connector.provider.begin()
-    load = asyncio.create_task(api.run()) if everyone or role == "api" else None
-    stop = asyncio.create_task(hear(said, "stop"))
-    if load is not None:
-        await asyncio.wait((load, stop), return_when=asyncio.FIRST_COMPLETED)
-        if load.done():
-            load.result()  # raises what went wrong
-            print("done", flush=True)
-    await stop
-    if load is not None and not load.done():
-        load.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await load
-    await broker.stop_consuming()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FINISH_SECONDS):
-            await router.idle()
-            for connector in connectors:
-                await connector.idle()
-            await clients.stop()
-    await broker.close()
+class Play:
+    """The roles that one process plays: one of them, or all where it is the whole platform."""
+
+    def __init__(self, role: str, config: dict[str, Any]) -> None:
+        everyone = role == "platform"
+        self._declares = everyone or role == "api"
+        queues = [roles.INBOX, *(roles.outbox(channel) for channel in CHANNELS)]
+        self._broker = brokers.make(config["broker"], config["run"], queues, [roles.DEVICES], roles.BACKOFF)
+        seed, seconds, rate = config["seed"], config["seconds"], config["rate"]
+        fault = Fault(config["fault"], config["target"], seconds, rate, shares=1 if everyone else CONNECTOR_PROCESSES)
+        self._load = Load(self._broker, seed, rate, seconds) if self._declares else None
+        self._connectors = roles.connectors(self._broker, seed, fault) if role in ("connectors", "platform") else []
+        self._readers: list[roles.Reader] = [*self._connectors]
+        if everyone or role == "router":
+            self._readers.append(roles.Router(self._broker))
+        if everyone or role == "clients":
+            self._readers.append(Clients(self._broker, seed))
+
+    async def begin(self) -> None:
+        """Connect and read the queues."""
+        await self._broker.open(declare=self._declares)
+        for reader in self._readers:
+            await reader.start()
+
+    async def perform(self, said: asyncio.Queue[str]) -> bool:
+        """Make messages, if that is this process's part, until told to stop; return whether the observer said so."""
+        for connector in self._connectors:
+            connector.provider.begin()
+        stop = asyncio.create_task(hear(said, "stop"))
+        if self._load is not None:
+            load = asyncio.create_task(self._load.run())
+            await asyncio.wait((load, stop), return_when=asyncio.FIRST_COMPLETED)
+            if load.done():
+                load.result()  # raises what went wrong
+                print("done", flush=True)
+            else:
+                load.cancel()
+        return bool(await stop)
+
+    async def end(self) -> None:
+        """Let what is being handled finish, and disconnect."""
+        await self._broker.stop_consuming()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_SECONDS):
+                for reader in self._readers:
+                    await reader.idle()
+        await self._broker.close()
 
 
-async def hear(said: asyncio.Queue[str], word: str) -> None:
-    """Wait for *word*, or for the end of what is said: then the observer is gone and this is over."""
-    while await said.get() not in (word, ""):
+async def hear(said: asyncio.Queue[str], word: str) -> str:
+    """Wait for *word*, or for the end of what is said, an empty line: then the observer is gone and this is over."""
+    while (line := await said.get()) not in (word, ""):
         pass
+    return line
 
 
 def listen(said: asyncio.Queue[str], loop: asyncio.AbstractEventLoop) -> None:
@@ -77,6 +86,14 @@ def listen(said: asyncio.Queue[str], loop: asyncio.AbstractEventLoop) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has ended
         for _ in ("go", "stop"):
             loop.call_soon_threadsafe(said.put_nowait, "")
+
+
+def warm_up() -> None:
+    """Load now what rtobs loads with the first message, so that the first messages do not wait for imports."""
+    for signal in ("trace_exporter", "metric_exporter", "_log_exporter"):
+        import_module(f"opentelemetry.exporter.otlp.proto.http.{signal}")
+    for room in ("_export.pipeline", "_telemetry.events", "_telemetry.metrics", "_telemetry.spans"):
+        import_module(f"rtobs.{room}")
 
 
 async def run(role: str) -> None:
@@ -92,9 +109,17 @@ async def run(role: str) -> None:
         wire_key=bytes.fromhex(config["wire_key"]),
     )
     try:
-        await play(role, config, said)
+        play = Play(role, config)
+        await play.begin()
+        warm_up()
+        print("ready", flush=True)
+        await hear(said, "go")
+        told = await play.perform(said)
+        await play.end()
     except ConnectionError as error:
         sys.exit(f"{error}\nCheck that a broker answers at {without_secrets(config['broker'])}.")
+    if not told:
+        os._exit(1)  # the observer is gone, and with it the collector: do not wait for an answer
 
 
 def main() -> None:

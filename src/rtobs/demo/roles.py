@@ -1,4 +1,4 @@
-"""What the platform's processes do: accept, route, deliver, and look at what was delivered.
+"""What the platform's workers do: route and deliver.
 
 This is application code as a user of rtobs would write it; it knows nothing of the view.
 """
@@ -6,15 +6,13 @@ This is application code as a user of rtobs would write it; it knows nothing of 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import rtobs
 from rtobs.demo import world
 from rtobs.demo.options import CHANNELS
-from rtobs.demo.providers import Provider, RefusedError, UnexpectedAnswerError
+from rtobs.demo.providers import PROFILES, Provider, RefusedError, UnexpectedAnswerError
 
 if TYPE_CHECKING:
     from rtobs.demo.brokers import Broker, Incoming
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 INBOX: Final = "notifications"
 DEVICES: Final = "devices"
 TRIES: Final = 5
-BACKOFF: Final = (0.2, 0.4, 0.8, 1.6)
+BACKOFF: Final = (0.25, 0.5, 1.0, 2.0)
 """Waits before the second to the fifth try, seconds."""
 CONCURRENCY: Final = 32
 """Messages that one channel of one process handles at a time."""
@@ -57,39 +55,16 @@ class InFlight:
         await self._none.wait()
 
 
-class Api:
-    """Accepts notifications; its load comes from a generator in the same process."""
+class Reader(Protocol):
+    """A role that reads a queue."""
 
-    def __init__(self, broker: Broker, seed: int, rate: float, seconds: float) -> None:
-        self._broker = broker
-        self._seed = seed
-        self._rate = rate
-        self._seconds = seconds
+    async def start(self) -> None:
+        """Begin to read."""
+        ...
 
-    async def run(self) -> None:
-        """Send notifications to the API for the given time, at random moments."""
-        gaps = world.pauses(self._seed, self._rate)
-        begin, due, number = time.monotonic(), 0.0, 0
-        requests: set[asyncio.Task[None]] = set()
-        while True:
-            due += gaps.expovariate(self._rate)
-            if due > self._seconds:
-                break
-            await asyncio.sleep(max(0.0, begin + due - time.monotonic()))
-            number += 1
-            request = asyncio.create_task(self.accept(world.notification(self._seed, number)))
-            requests.add(request)
-            request.add_done_callback(requests.discard)
-        await asyncio.gather(*requests)
-
-    @rtobs.accept("/notifications")
-    async def accept(self, notification: world.Notification) -> None:
-        """Take one notification in; the correlation id is minted here and copied into the payload."""
-        hop = rtobs.current()
-        hop.segment(tenant=notification.tenant, region=notification.region, source=notification.source)
-        payload = notification.as_json() | {"correlation_id": hop.correlation_id}
-        with rtobs.publish(INBOX):
-            await self._broker.send(INBOX, payload)
+    async def idle(self) -> None:
+        """Wait until nothing is being handled."""
+        ...
 
 
 class Router:
@@ -98,7 +73,10 @@ class Router:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._at_work = InFlight()
-        self.idle = self._at_work.idle
+
+    async def idle(self) -> None:
+        """Wait until nothing is being handled."""
+        await self._at_work.idle()
 
     async def start(self) -> None:
         """Begin to read the inbox."""
@@ -137,11 +115,14 @@ class Connector:
         self._channel = channel
         self._seed = seed
         self._at_work = InFlight()
-        self.idle = self._at_work.idle
         slow = fault.hits(channel) == "slow-consumer"
         self._concurrency = 1 if slow else CONCURRENCY
         # A consumer that keeps up with only a part of what arrives: its queue grows as long as messages come.
-        self._handling = 1.0 / (0.6 * fault.arrivals) if slow else 0.0
+        self._handling = max(0.01, 1.0 / (0.6 * fault.arrivals) - PROFILES[channel].seconds) if slow else 0.0
+
+    async def idle(self) -> None:
+        """Wait until nothing is being handled."""
+        await self._at_work.idle()
 
     async def start(self) -> None:
         """Begin to read the channel's queue."""
@@ -191,36 +172,6 @@ class Connector:
         with rtobs.publish(outbox(self._channel), channel=self._channel, key=payload["user"]):
             await self._broker.send(outbox(self._channel), payload, delay=max(BACKOFF[tries - 1], pause))
         await message.ack()
-
-
-class Clients:
-    """The users' devices: they show what arrives and post the receipt token back."""
-
-    def __init__(self, broker: Broker, seed: int) -> None:
-        self._broker = broker
-        self._seed = seed
-        self._looking: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> None:
-        """Begin to read what reaches the devices; nothing is instrumented there."""
-        await self._broker.consume_outside(DEVICES, self._arrived)
-
-    async def stop(self) -> None:
-        """Let those who are looking finish."""
-        for task in list(self._looking):
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    async def _arrived(self, body: bytes) -> None:
-        task = asyncio.create_task(self._look(json.loads(body)))
-        self._looking.add(task)
-        task.add_done_callback(self._looking.discard)
-
-    async def _look(self, shown: dict[str, Any]) -> None:
-        for step, seconds in world.looks_after(self._seed, shown["id"], shown["channel"]):
-            await asyncio.sleep(seconds)
-            with rtobs.receipt(step, shown["token"]):
-                pass  # a real endpoint would answer 204
 
 
 def compare(payload: dict[str, Any]) -> None:

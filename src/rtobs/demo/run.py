@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from rtobs.demo import summary, view
-from rtobs.demo.options import BrokenRunError
+from rtobs.demo.options import CONNECTOR_PROCESSES, BrokenRunError
 from rtobs.demo.processes import Platform
 from rtobs.demo.receiver import Forwarder, Receiver
 from rtobs.demo.story import Story
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from rtobs.demo.options import Options
 
-ROLES: Final = ("router", "connectors", "connectors", "clients")
-"""Processes beside the API with a real broker; two share the deliveries."""
+ROLES: Final = ("router", *["connectors"] * CONNECTOR_PROCESSES, "clients")
+"""Processes beside the API with a real broker; the deliveries are shared."""
 REFRESH: Final = 0.25
-QUIET: Final = 2.0
+QUIET: Final = 1.5
 """Seconds without any news after which nothing is taken to be on its way any more: several export intervals."""
 DRAIN: Final = 60.0
 """Longest wait for deliveries after the last message, seconds."""
@@ -124,7 +124,11 @@ def _watch(story: Story, platform: Platform, options: Options, refresh: Callable
 
 
 def _print_summary(lines: list[str]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print()
     for line in lines:
         bold = line.endswith("?") or line.startswith("A message that")
-        console.print(line, style="bold" if bold else None, markup=False)
+        # prose is wrapped between words, a timeline is not, and nothing is where a program may read it
+        table = line.startswith(("    ", "  +"))
+        console.print(line, style="bold" if bold else None, markup=False, soft_wrap=table or not console.is_terminal)

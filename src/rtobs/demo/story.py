@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import OrderedDict, defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from rtobs import _conventions as names
@@ -106,6 +106,7 @@ class Story:
         self._readings: deque[tuple[float, dict[str, Histogram]]] = deque(maxlen=64)
         self._queue_channel: dict[str, str] = {}
         self._tries: OrderedDict[str, Span] = OrderedDict()
+        self._unaccounted: deque[int] = deque(maxlen=3)
         self._compared = 0
         self._differing = 0
 
@@ -142,6 +143,15 @@ class Story:
         return Identity(
             intents, dict(outcomes), on_their_way, intents - ended - on_their_way, inferred=intents - counted
         )
+
+    def steady_identity(self) -> Identity:
+        """Return the identity for a view that is watched while spans and metrics arrive at different moments.
+
+        What is unaccounted only in this reading and not in those of the last seconds counts as on its way.
+        """
+        now = self.identity()
+        steady = min([now.unaccounted, *self._unaccounted])
+        return replace(now, open=now.open + now.unaccounted - steady, unaccounted=steady)
 
     # the three questions
 
@@ -217,6 +227,7 @@ class Story:
 
     def tick(self) -> None:
         """Take a reading for the recent window; call it about once a second."""
+        self._unaccounted.append(self.identity().unaccounted)
         self._readings.append((time.monotonic(), self._end_to_end()))
 
     # inside
@@ -239,7 +250,8 @@ class Story:
             self._queue_channel[queue] = channel
         if bad_endings([span] if last is None else [span, last]):
             self.telemetry.pin(span.text(Attribute.CORRELATION_ID))
-        if channel and wait is not None:
+        if channel and wait is not None and not span.number(Attribute.ATTEMPT):
+            # only first attempts: later ones wait on purpose
             self._waits[channel].append(wait)
             self._longest[channel] = max(self._longest[channel], wait)
         copy = span.text(PAYLOAD_ID)

@@ -83,13 +83,15 @@ def opening(identity: Identity, journeys: int, consumed: int, lost: int) -> list
     by_count = sorted(identity.outcomes.items(), key=lambda item: -item[1])
     ended = ", ".join(f"{count} {outcome}" for outcome, count in by_count) or "no outcome yet"
     promises = (
-        f"{journeys} messages were accepted and {identity.intents} deliveries promised: {ended}, "
+        f"{many(journeys, 'message')} accepted, {many(identity.intents, 'delivery', 'deliveries')} promised: {ended}, "
         f"{identity.open} still on their way, {identity.unaccounted} unaccounted for."
     )
-    messages = f"{consumed} times a message was consumed; {lost or 'none'} of them had lost its correlation id."
+    messages = f"A message was consumed {many(consumed, 'time')}; {lost or 'none'} had lost its correlation id."
     lines = [promises, messages]
     if identity.inferred:
-        lines.append(f"{identity.inferred} promises are known only by their outcome: who counted them was killed.")
+        lines.append(
+            f"{many(identity.inferred, 'promise')} known only by the outcome: the process that counted was killed."
+        )
     return lines
 
 
@@ -115,7 +117,9 @@ def failing(suspect: Suspect | None, connectors: Sequence[Connector]) -> list[st
         tries, bad = sum(one.attempts for one in connectors), sum(one.bad for one in connectors)
         return [f"None: {bad} of {tries} tries failed, which is normal, and no connector stands out."]
     mine = (one for one in connectors if (one.channel, one.provider) == (suspect.channel, suspect.provider))
-    again = [f"Its messages were put back to be tried again {one.retries} times." for one in mine if one.retries]
+    again = [
+        f"Its messages were put back to be tried again {many(one.retries, 'time')}." for one in mine if one.retries
+    ]
     return [sentence(suspect), *again]
 
 
@@ -138,6 +142,11 @@ def affected(tenants: Sequence[Tenant]) -> list[str]:
     marked = [one.name for one in tenants if one.affected]
     verdict = f"{' and '.join(marked)} more than the others." if marked else "No: no tenant stands out."
     return [verdict, f"Delivered, largest tenant first: {shares or 'nothing yet'}."]
+
+
+def many(count: int, one: str, more: str = "") -> str:
+    """Return a count with its noun in the right number."""
+    return f"{count} {one if count == 1 else more or one + 's'}"
 
 
 def percent(share: float) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
     from opentelemetry.proto.metrics.v1.metrics_pb2 import HistogramDataPoint, NumberDataPoint
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanProto
 
 Value = str | int | float | bool
 Labels = tuple[tuple[str, str], ...]
@@ -44,6 +45,7 @@ class Span:
     trace_id: str
     span_id: str
     parent_id: str
+    """The span that caused it; where it has no parent, the first one it is linked to."""
     name: str
     service: str
     start_ns: int
@@ -169,7 +171,7 @@ class Telemetry:
                         span = Span(
                             trace_id=item.trace_id.hex(),
                             span_id=item.span_id.hex(),
-                            parent_id=item.parent_span_id.hex(),
+                            parent_id=(item.parent_span_id or _first_link(item.links)).hex(),
                             name=item.name,
                             service=service,
                             start_ns=item.start_time_unix_nano,
@@ -283,6 +285,11 @@ class Telemetry:
                 self._trace_journey.pop(old.trace_id, None)
         if self._watch is not None:
             self._watch(span)
+
+
+def _first_link(links: Sequence[SpanProto.Link]) -> bytes:
+    """A receipt has a trace of its own and is linked to the delivery it confirms."""
+    return links[0].span_id if links else b""
 
 
 def _packed(correlation_id: str) -> bytes:

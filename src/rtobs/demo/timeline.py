@@ -19,10 +19,8 @@ LINES: Final = 60
 """Rows of one story that are shown; a story this long has a message that is retried without end."""
 
 SAID: Final = (
-    LogKey.HOP,
     LogKey.CHANNEL,
     LogKey.PROVIDER,
-    LogKey.OUTCOME,
     LogKey.ERROR_CATEGORY,
     LogKey.REASON,
     LogKey.RETRY_COUNT,
@@ -74,7 +72,8 @@ def tell(telemetry: Telemetry, correlation_id: str) -> Tale | None:
         return None
     by_id = {span.span_id: span for span in spans}
     begin = spans[0].start_ns
-    rows = tuple(_row(span, begin, _depth(span, by_id)) for span in _in_reading_order(spans, by_id)[:LINES])
+    order = _in_reading_order(spans, by_id)[:LINES]
+    rows = tuple(_row(span, by_id.get(span.parent_id), begin, _depth(span, by_id)) for span in order)
     tenant = next((span.text(Attribute.TENANT) for span in spans if span.text(Attribute.TENANT)), "")
     said = tuple(_sentence(event, begin) for event in telemetry.journey_events(correlation_id))
     return Tale(correlation_id, tenant, _headline(spans), rows, said)
@@ -123,17 +122,19 @@ def lines(tale: Tale) -> list[str]:
     """Return a story as an indented timeline for people."""
     text = [tale.headline, f"  journey {tale.correlation_id}" + (f", tenant {tale.tenant}" if tale.tenant else "")]
     width = max((2 * row.depth + len(_what(row)) for row in tale.rows), default=0)
+    text.append(f"  {'at':>9}  {'what':<{width}}  {'took':>8}  {'waited':>8}  how it ended")
     for row in tale.rows:
         what = "  " * row.depth + _what(row)
-        times = _span_of_time(row.offset), _span_of_time(row.seconds)
-        text.append(f"  +{times[0]:>8}  {what:<{width}}  {times[1]:>8}  {_facts(row)}".rstrip())
+        offset, took = f"+{_span_of_time(row.offset)}", _span_of_time(row.seconds)
+        waited = "" if row.waited is None else _span_of_time(row.waited)
+        text.append(f"  {offset:>9}  {what:<{width}}  {took:>8}  {waited:>8}  {_facts(row)}".rstrip())
     if tale.said:
         text.append("  its log events:")
         text += [f"    {sentence}" for sentence in tale.said]
     return text
 
 
-def _row(span: Span, begin: int, depth: int) -> Row:
+def _row(span: Span, parent: Span | None, begin: int, depth: int) -> Row:
     attempt = span.number(Attribute.ATTEMPT) or 1  # the first one is not spelled out
     hop = span.hop
     outcome = span.text(Attribute.RESULT) if hop == "deliver" else settled(span)
@@ -144,7 +145,7 @@ def _row(span: Span, begin: int, depth: int) -> Row:
         name=_name(span),
         service=span.service,
         seconds=max(0, span.end_ns - span.start_ns) / 1e9,
-        waited=span.number(Attribute.LAG) if hop == "consume" else None,
+        waited=_waited(span, parent) if hop == "consume" else None,
         attempt=int(attempt) if hop == "consume" else None,
         channel=span.text(Attribute.CHANNEL),
         provider=span.text(Attribute.PROVIDER),
@@ -152,6 +153,13 @@ def _row(span: Span, begin: int, depth: int) -> Row:
         category=span.text(Attribute.ERROR_CATEGORY),
         reason=span.text(Attribute.REASON),
     )
+
+
+def _waited(span: Span, parent: Span | None) -> float | None:
+    """Return the seconds between sending and handling, a wanted delay included; else what the hop itself measured."""
+    if parent is not None and parent.hop == "publish":
+        return max(0, span.start_ns - parent.start_ns) / 1e9
+    return span.number(Attribute.LAG)
 
 
 def _name(span: Span) -> str:
@@ -183,10 +191,16 @@ def _in_reading_order(spans: Sequence[Span], by_id: dict[str, Span]) -> list[Spa
 
 
 def _depth(span: Span, by_id: dict[str, Span]) -> int:
+    """Return how far a row is indented; a further attempt of a message stands under the first one."""
     depth, parent, seen = 0, by_id.get(span.parent_id), {span.span_id}
     while parent is not None and parent.span_id not in seen:
         seen.add(parent.span_id)
-        depth, parent = depth + 1, by_id.get(parent.parent_id)
+        above = by_id.get(parent.parent_id)
+        again = above is not None and span.hop == above.hop == "consume" and _name(span) == _name(above)
+        if again and above is not None:
+            span, parent = above, by_id.get(above.parent_id)
+            continue
+        depth, span, parent = depth + 1, parent, above
     return depth
 
 
@@ -238,8 +252,6 @@ def _facts(row: Row) -> str:
         facts.append(f"({row.reason})")
     if row.attempt is not None and row.attempt > 1:
         facts.append(f"attempt {row.attempt}")
-    if row.waited is not None:
-        facts.append(f"waited {_span_of_time(row.waited)} in the queue")
     if row.depth == 0 or row.hop in ("accept", "consume", "receipt"):
         facts.append(f"[{row.service}]")
     return "  ".join(fact for fact in facts if fact)
@@ -247,7 +259,7 @@ def _facts(row: Row) -> str:
 
 def _sentence(event: LogEvent, begin: int) -> str:
     told = [(key.value, event.attributes.get(key, "")) for key in SAID]
-    facts = " ".join(f"{key}={value}" for key, value in told if value != "")
+    facts = " ".join(f"{key}={value}" for key, value in told if value not in ("", 0))
     offset = _span_of_time(max(0, event.time_ns - begin) / 1e9)
     return f"+{offset} {event.body or event.attributes.get(LogKey.EVENT, '')} {facts}".rstrip()
 

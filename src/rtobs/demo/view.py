@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
@@ -18,16 +17,16 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from rtobs.demo.story import Channel, Identity, Story, Tenant
+    from rtobs.demo.story import Channel, Identity, Story
     from rtobs.demo.suspect import Connector, Suspect
 
 
 def render(story: Story, title: str, state: str) -> RenderableType:
-    """Return the whole view for this moment."""
+    """Return the whole view for this moment; it fits a terminal of 80 columns and 24 lines."""
     suspect, connectors, tenants = story.suspect(), story.connectors(), story.tenants()
     return Group(
         Text.assemble((title, "bold"), "   ", (state, "dim")),
-        _promises(story.journeys(), story.identity()),
+        _promises(story.journeys(), story.steady_identity()),
         Text(),
         _heading("Are deliveries delayed?"),
         _channels(story.channels()),
@@ -35,8 +34,7 @@ def render(story: Story, title: str, state: str) -> RenderableType:
         _answer(failing(suspect, connectors)[0], alarming=suspect is not None),
         _connectors(connectors, suspect),
         _heading("Is one tenant affected?"),
-        _answer(affected(tenants)[0], alarming=any(one.affected for one in tenants)),
-        _tenants(tenants),
+        *(_answer(line, alarming=any(one.affected for one in tenants)) for line in affected(tenants)),
     )
 
 
@@ -52,26 +50,31 @@ def _promises(journeys: int, identity: Identity) -> Text:
     by_count = sorted(identity.outcomes.items(), key=lambda item: -item[1])
     ended = "  ".join(f"{outcome} {count}" for outcome, count in by_count)
     return Text(
-        f"{journeys} messages  →  {identity.intents} deliveries promised:  {ended}  open {identity.open}  "
-        f"unaccounted {identity.unaccounted}"
+        f"{journeys} messages → {identity.intents} deliveries promised: {ended}  "
+        f"open {identity.open}  unaccounted {identity.unaccounted}"
     )
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True, header_style="dim")
     return table
 
 
+def _indented(table: Table) -> RenderableType:
+    return Padding(table, (0, 0, 0, 2))
+
+
 def _channels(channels: Sequence[Channel]) -> RenderableType:
-    lately = f"p95 last {WINDOW:g} s", f"promise {PROMISE:g} s"
-    table = _table("  channel", "delivered", "on time", "p50", "p95", *lately, "queue wait", "longest")
+    table = _table(
+        "channel", "delivered", "on time", "p50", "p95", f"p95 {WINDOW:g} s", f"promise {PROMISE:g} s", "wait"
+    )
     for channel in channels:
         recent = channel.recent.quantile(0.95)
         late = recent is not None and recent > PROMISE
         table.add_row(
-            f"  {channel.name}",
+            channel.name,
             str(channel.outcomes.get("ok", 0)),
             "–" if channel.on_time is None else percent(channel.on_time),
             _seconds(channel.times.quantile(0.5)),
@@ -79,18 +82,17 @@ def _channels(channels: Sequence[Channel]) -> RenderableType:
             _seconds(recent),
             Text("–" if recent is None else "late" if late else "kept", style="bold red" if late else "green"),
             duration(channel.wait),
-            duration(channel.longest_wait),
         )
-    return table
+    return _indented(table)
 
 
 def _connectors(connectors: Sequence[Connector], suspect: Suspect | None) -> RenderableType:
-    table = _table("  connector", "attempts", "failed", "share", "put back", "top error")
+    table = _table("connector", "attempts", "failed", "share", "put back", "top error")
     for one in connectors:
         failed = sum(one.by_category.values())
         named = suspect is not None and (suspect.channel, suspect.provider) == (one.channel, one.provider)
         table.add_row(
-            f"  {one.channel} ({one.provider})",
+            f"{one.channel} ({one.provider})",
             str(one.attempts),
             str(failed),
             percent(failed / one.attempts),
@@ -98,16 +100,7 @@ def _connectors(connectors: Sequence[Connector], suspect: Suspect | None) -> Ren
             one.top_category or "–",
             style="bold red" if named else "",
         )
-    return table
-
-
-def _tenants(tenants: Sequence[Tenant]) -> RenderableType:
-    table = _table("  tenant", "promised", "ended", "delivered")
-    for one in tenants:
-        share = percent(one.ok / one.ended) if one.ended else "–"
-        style = "bold red" if one.affected else ""
-        table.add_row(f"  {one.name}", str(one.intents), str(one.ended), share, style=style)
-    return table
+    return _indented(table)
 
 
 def _seconds(value: float | None) -> str:
