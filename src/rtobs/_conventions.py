@@ -60,6 +60,7 @@ class Label(StrEnum):
     KIND = "kind"
     ROLE = "role"
     WORKER = "worker"
+    ESTIMATED = "estimated"
     SYSTEM = "messaging.system"
     OPERATION = "messaging.operation.name"
     MESSAGING_DESTINATION = "messaging.destination.name"
@@ -165,6 +166,30 @@ JOBS: Final = Instrument(
     "rtobs.connector.jobs", "counter", "{job}", (Label.CONNECTOR, Label.STATE), 130,
     "Scheduled connector runs by how they kept their window.",
 )  # fmt: skip
+QUEUE_DEPTH: Final = Instrument(
+    "rtobs.queue.depth", "gauge", "{message}", (Label.DESTINATION, Label.ROLE), 200,
+    "Messages that wait at the broker, as of its last answer.",
+)  # fmt: skip
+QUEUE_AGE: Final = Instrument(
+    "rtobs.queue.oldest_age", "gauge", "s", (Label.DESTINATION, Label.ROLE, Label.ESTIMATED), 200,
+    "Age of the oldest message that waits at the broker.",
+)  # fmt: skip
+BUSY_TIME: Final = Instrument(
+    "rtobs.worker.busy_time", "counter", "s", (Label.WORKER,), 34,
+    "Time that handlers have held messages, those that run now included.",
+)  # fmt: skip
+CAPACITY_TIME: Final = Instrument(
+    "rtobs.worker.capacity_time", "counter", "s", (Label.WORKER,), 34,
+    "Time that handlers could have held messages: slots times elapsed time.",
+)  # fmt: skip
+BACKPRESSURE: Final = Instrument(
+    "rtobs.worker.backpressure", "counter", "{occurrence}", (Label.REASON,), 16,
+    "Times that this process was held back, or held its broker back.",
+)  # fmt: skip
+EVENTLOOP_LAG: Final = Instrument(
+    "rtobs.eventloop.lag", "histogram", "s", (), 1, "How much later than due an event loop runs what is ready.",
+    (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+)  # fmt: skip
 HOPS_ACTIVE: Final = Instrument(
     "rtobs.hop.active", "gauge", "{hop}", (Label.KIND,), 8, "Hops that are running now.",
 )  # fmt: skip
@@ -172,7 +197,8 @@ EVENTS: Final = Instrument(
     "rtobs.event.count", "counter", "{event}", (Label.EVENT,), 66, "Domain events by name.",
 )  # fmt: skip
 INTERNAL_ERRORS: Final = Instrument(
-    "rtobs.internal.errors", "counter", "{error}", (Label.SITE,), 66, "Faults inside rtobs that were kept from the host.",
+    "rtobs.internal.errors", "counter", "{error}", (Label.SITE,), 66,
+    "Faults inside rtobs that were kept from the host.",
 )  # fmt: skip
 LABELS_LIMITED: Final = Instrument(
     "rtobs.labels.limited", "counter", "{measurement}", (Label.LABEL, Label.REASON), 66,
@@ -231,6 +257,10 @@ def prometheus_label(label: str) -> str:
 # Span attributes and log keys ----------------------------------------------------------------------------------------
 
 
+DELIVERY_EVENT: Final = "rtobs.delivery"
+"""Span event on the hop that decided how a promised delivery ended."""
+
+
 class Attribute(StrEnum):
     """Span attribute names: a label's word behind ``rtobs.``, or the semantic convention's name."""
 
@@ -270,6 +300,9 @@ class Attribute(StrEnum):
     DESTINATION_TEMPLATE = "messaging.destination.template"
     ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
     MESSAGE_ID = "messaging.message.id"
+    ADDRESS = "rtobs.address"
+    CONSUMER_GROUP = "messaging.consumer.group.name"
+    PENDING = "rtobs.message.pending"
     BATCH_COUNT = "messaging.batch.message_count"
     ERROR_TYPE = Label.ERROR_TYPE.value
     HTTP_METHOD = "http.request.method"
@@ -277,6 +310,7 @@ class Attribute(StrEnum):
     HTTP_RESENDS = "http.request.resend_count"
     SERVER_ADDRESS = "server.address"
     SERVER_PORT = "server.port"
+    RETRY_AFTER = "rtobs.retry_after"
 
 
 class LogKey(StrEnum):
@@ -306,3 +340,10 @@ class LogKey(StrEnum):
     ERROR = "error"
     STAGE = "stage"
     EXPLAINS = "explains"
+
+
+REQUIRED_LOG_KEYS: Final = (
+    LogKey.TENANT_ID, LogKey.EVENT_ID, LogKey.CORRELATION_ID, LogKey.DESTINATION, LogKey.RETRY_COUNT,
+    LogKey.ERROR_CATEGORY, LogKey.OUTCOME, LogKey.REASON, LogKey.TRACE_ID, LogKey.SPAN_ID,
+)  # fmt: skip
+"""Keys that every log event has, empty where nothing is known: people filter by them."""

@@ -64,6 +64,12 @@ def tell(topic: str, text: str, *args: object) -> None:
         tally(names.INTERNAL_ERRORS, "log")
 
 
+def forget() -> None:
+    """Count from zero again: what was counted belongs to series that have ended."""
+    with _lock:
+        _tallies.clear()
+
+
 def reset_after_fork() -> None:
     """Give a forked child a lock of its own and tallies that start at zero."""
     global _lock  # noqa: PLW0603  a lock held by another thread at the fork can never be released in the child

@@ -1,1 +1,1 @@
-"""How telemetry leaves: one bounded pipeline for spans, metrics and log events. Must not know hops' rules or brokers."""
+"""How telemetry leaves: one bounded pipeline for spans, metrics and logs. Must not know hops' rules or brokers."""

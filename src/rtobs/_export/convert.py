@@ -28,10 +28,11 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_conte
 from rtobs import _conventions as names
 from rtobs._conventions import LogKey
 from rtobs._telemetry.metrics import Exemplar, Point, Snapshot
-from rtobs._telemetry.spans import SCOPE
+from rtobs._telemetry.readable import SCOPE
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
 
 _SEVERITY = {
     "debug": SeverityNumber.DEBUG,
@@ -39,6 +40,9 @@ _SEVERITY = {
     "warning": SeverityNumber.WARN,
     "error": SeverityNumber.ERROR,
 }
+
+
+_TIME_END = 1 << 64
 
 
 class Deltas:
@@ -125,6 +129,19 @@ def _histogram_point(
 
 def _exemplar(one: Exemplar) -> SdkExemplar:
     return SdkExemplar({}, one.value, one.time_ns, one.span_id, one.trace_id)
+
+
+def check_encodable(span: ReadableSpan) -> None:
+    """Raise for a span of another library that would cost its whole batch: the encoder refuses all or nothing.
+
+    Raises:
+        ValueError: a name is no text, or a time is no unsigned 64-bit number of nanoseconds.
+    """
+    for word in (span.name, span.status.description or "", *(event.name for event in span.events)):
+        word.encode()
+    for moment in (span.start_time, span.end_time, *(event.timestamp for event in span.events)):
+        if not 0 <= (moment or 0) < _TIME_END:
+            raise ValueError("time out of range")
 
 
 def log_record(event: Mapping[str, Any], resource: Resource, now_ns: int) -> ReadableLogRecord:

@@ -13,7 +13,7 @@ FINAL = frozenset(
 """Outcomes that, said explicitly inside a ``deliver``, end the delivery whatever becomes of the message."""
 
 
-def settle(
+def settle(  # noqa: PLR0911  a row of the table each
     *, explicit: Outcome | None, settlement: str, manual: bool, failed: bool, cancelled: bool,
     category: ErrorCategory | None, last_delivery: bool, dead_letter: bool | None,
 ) -> tuple[Outcome, str]:  # fmt: skip
@@ -23,8 +23,9 @@ def settle(
     """
     if explicit is not None:
         return explicit, ""
+    used_up = Outcome.FAILED if dead_letter is False else Outcome.DEAD_LETTERED
     if settlement in ("requeued", "retried"):
-        return (Outcome.DEAD_LETTERED, "tries_used_up") if last_delivery else (Outcome.RETRIED, "")
+        return (used_up, "tries_used_up") if last_delivery else (Outcome.RETRIED, "")
     if settlement == "terminated":
         return Outcome.DEAD_LETTERED, "terminated"
     if settlement == "rejected":
@@ -38,7 +39,7 @@ def settle(
     if not failed:
         return Outcome.OK, ""
     if manual and not settlement:
-        return (Outcome.DEAD_LETTERED, "tries_used_up") if last_delivery else (Outcome.RETRIED, "")
+        return (used_up, "tries_used_up") if last_delivery else (Outcome.RETRIED, "")
     return (Outcome.REJECTED if category in PERMANENT else Outcome.FAILED), ""
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from opentelemetry import baggage
+from opentelemetry.baggage import _BAGGAGE_KEY as BAGGAGE_KEY
 from opentelemetry.context import Context, attach, create_key, get_current
+from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY as SPAN_KEY
 
 from rtobs import _conventions as names
@@ -42,9 +44,12 @@ def current() -> HopRecord | None:
 
 def start(
     kind: Kind, name: str, ambient: HopRecord | None = None, *, message: Message | None = None, headers: object = None,
-    trust: Trust = "trusted",
+    trust: Trust = "trusted", neighbours: tuple[str, ...] = (),
 ) -> HopRecord:  # fmt: skip
-    """Create a hop in its journey and its trace, and note the time. It is not current yet: see ``enter``."""
+    """Create a hop in its journey and its trace, and note the time. It is not current yet: see ``enter``.
+
+    A span of one of the *neighbours* (instrumentation scopes), or of the message's, that is current is this hop's span.
+    """
     if not runtime.ready:
         runtime.prepare()
     record = HopRecord(kind, name, None)
@@ -61,13 +66,16 @@ def start(
         _outermost(record, local)
     else:
         _from_ambient(record, ambient, local)
-    if message is not None and message.neighbour and local is not None and _scope_name(span) == message.neighbour:
+    if message is not None and message.neighbour:
+        neighbours = (*neighbours, message.neighbour)
+    taken = ambient is not None and ambient.adopted is span  # it stands for the hop around
+    if neighbours and local is not None and not taken and _scope_name(span) in neighbours and _suits(kind, span):
         _adopt(record, span)
     record.sampled = runtime.begin(record)
     return record
 
 
-def _from_message(
+def _from_message(  # noqa: C901  what each trust believes, side by side
     record: HopRecord, ambient: HopRecord | None, headers: object, trust: Trust, local: Parent | None
 ) -> None:
     """Take journey and trace from the headers as far as their source is trusted; link what is around."""
@@ -163,6 +171,11 @@ def _scope_name(span: Any) -> str:
     return str(getattr(getattr(span, "instrumentation_scope", None), "name", ""))
 
 
+def _suits(kind: Kind, span: Any) -> bool:
+    """Tell whether a neighbour's span may stand for such a hop: web frameworks trace more than requests."""
+    return kind != "accept" or getattr(span, "kind", None) is SpanKind.SERVER
+
+
 def _adopt(record: HopRecord, span: Any) -> None:
     """Let a neighbour's span, opened just outside for the same message, be this hop's span."""
     found = span.get_span_context()
@@ -185,6 +198,9 @@ def enter(record: HopRecord, extra: dict[str, object] | None = None) -> Context:
     """Make *record* the current hop and, unless an SDK span stands for it, the current span."""
     previous = get_current()
     context = Context({**previous, HOP_KEY: record, SPAN_KEY: record.adopted or record, **(extra or {})})
+    if BAGGAGE_KEY in previous:
+        for name in (names.BAGGAGE_CID, names.BAGGAGE_TENANT):  # a neighbour may have read them, and would send them on
+            context = baggage.remove_baggage(name, context)
     if record.foreign_baggage:
         context = _with_baggage(context, record.foreign_baggage)
     record.previous = previous
@@ -220,19 +236,19 @@ def headers_of(record: HopRecord, attempt: int = 1) -> dict[str, str]:
     )  # fmt: skip
 
 
+def sent_at(message: Message | None, journey: Journey | None) -> tuple[int, str]:
+    """Return since when a message waits, microseconds since the epoch (0 = unknown), and by whose clock."""
+    sent_us = journey.sent_us if journey is not None else 0
+    if message is not None and message.release_ns // 1000 > sent_us:  # else it was released before it was sent again
+        return message.release_ns // 1000, "release"
+    if sent_us or message is None:
+        return sent_us, "producer"
+    return message.sent_ns // 1000, "broker"
+
+
 def measure_lag(record: HopRecord) -> None:
     """Note how long the message waited between being sent, or released, and the start of its handler."""
-    message, journey = record.message, record.journey
-    if journey is None:
-        return
-    if message is not None and message.release_ns:
-        sent_us, source = message.release_ns // 1000, "release"
-    elif journey.sent_us:
-        sent_us, source = journey.sent_us, "producer"
-    elif message is not None:
-        sent_us, source = message.sent_ns // 1000, "broker"
-    else:
-        return
+    sent_us, source = sent_at(record.message, record.journey)
     span = age_us(record.wall_ns // 1000, sent_us)
     if span is not None:
         record.lag, record.lag_source = span / 1e6, source

@@ -162,9 +162,9 @@ def _one(scope: HopRecord, attempt: HopRecord, *, several: bool) -> None:
 
 
 def _carried(scope: HopRecord) -> None:
-    """End the one promise a message stands for, where its handling ended for good without a delivery."""
+    """End the one promise, if it was made, of a message whose handling ended for good without a delivery."""
     journey, message = scope.journey, scope.message
-    if journey is None or not journey.channel or not journey.intent:
+    if journey is None or not journey.intent or not journey.promises(journey.channel):
         return
     if message is not None and message.dead_cause:
         if message.dead_cause == "expired":
@@ -201,7 +201,7 @@ def _is_replay(scope: HopRecord) -> bool:
     )
 
 
-def _add(
+def _add(  # noqa: PLR0917  the facts of one ending, all of them needed
     scope: HopRecord, journey: Journey, channel: str, provider: str, outcome: Outcome, category: ErrorCategory | None,
     age: float | None, *, promised_here: bool, repeated: bool = False, replay: bool = False,
 ) -> None:  # fmt: skip
@@ -232,8 +232,8 @@ def delivered_later(record: HopRecord, channel: str, provider: str) -> None:
         return
     record.delivery_ends = [
         DeliveryEnd(
-            channel, provider, record.step, Outcome.OK, None, journey.tenant, journey.named, journey.region, journey.source,
-            _age(journey), promised_here=False, repeated=False, recovered=False,
+            channel, provider, record.step, Outcome.OK, None, journey.tenant, journey.named, journey.region,
+            journey.source, _age(journey), promised_here=False, repeated=False, recovered=False,
         )
     ]  # fmt: skip
 

@@ -232,6 +232,8 @@ class Deliver(Operation):
         record.named = True
         record.channel, record.provider = self._channel, self._provider
         record.key = (None, None)
+        if record.scope is not None:
+            record.attempt = record.scope.attempt
         engine.enter(record)
         try:
             record.key = self._identity(call)

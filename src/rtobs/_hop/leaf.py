@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, create_key, get_current
 
@@ -18,6 +18,7 @@ from rtobs import _guard
 from rtobs._hop import engine
 from rtobs._hop.clock import age_us
 from rtobs._hop.finish import count_promises
+from rtobs._hop.handed import Handed
 from rtobs._hop.runtime import runtime
 from rtobs._journey import carrier
 from rtobs._journey.message import Message
@@ -25,7 +26,7 @@ from rtobs._journey.outcome import Outcome
 from rtobs._journey.record import HopRecord, Settlement
 
 LAYER_KEY = create_key("rtobs-send-layer")
-_SUPPRESS = {_SUPPRESS_INSTRUMENTATION_KEY: True, "suppress_instrumentation": True}
+SUPPRESS = {_SUPPRESS_INSTRUMENTATION_KEY: True, "suppress_instrumentation": True}
 _count_lock = threading.Lock()
 
 
@@ -77,7 +78,7 @@ class Send:
         self._previous: Context | None = None
         self.record: HopRecord | None = None
 
-    def __enter__(self) -> Send:
+    def __enter__(self) -> Self:
         try:
             self._open()
         except Exception as error:  # noqa: BLE001  the send goes on without us
@@ -89,9 +90,9 @@ class Send:
         context = get_current()
         ambient = engine.current()
         layer = context.get(LAYER_KEY)
-        if isinstance(layer, _Layer) and layer.record is ambient and not ambient.ended and not layer.used:
+        if isinstance(layer, _Layer) and layer.record is ambient and not layer.record.ended and not layer.used:
             layer.used = True
-            record = ambient
+            record = layer.record
         elif ambient is not None and ambient.kind == "publish" and not ambient.ended and ambient.layer is None:
             record = ambient
         else:
@@ -100,14 +101,18 @@ class Send:
         self.record = record
         record.layer = own = _Layer(record)
         if self._owner:
-            engine.enter(record, {LAYER_KEY: own, **_SUPPRESS})
+            engine.enter(record, {LAYER_KEY: own, **SUPPRESS})
         else:
             note_message(record, self._message)
             self._previous = context
-            attach(Context({**context, LAYER_KEY: own, **_SUPPRESS}))
+            attach(Context({**context, LAYER_KEY: own, **SUPPRESS}))
 
-    def headers(self, existing: Any = None) -> dict[str, Any]:
-        """Return a new dictionary: the caller's headers as they are, ours added or replaced."""
+    def headers(self, existing: Any = None, room: int | None = None) -> dict[str, Any]:
+        """Return a new dictionary: the caller's headers as they are, ours added or replaced.
+
+        *room*: bytes that ours may take beside the caller's, with four for each line's ``: `` and end; where that is
+        not enough they stay out, counted.
+        """
         merged: dict[str, Any] = dict(existing) if existing else {}
         record = self.record
         if record is None or not self._message.carrier:
@@ -117,7 +122,10 @@ class Send:
             if len(merged) > 0:
                 for name in names.OWN_HEADERS:
                     merged.pop(name, None)
-                _keep_foreign_baggage(own, existing)
+                keep_foreign_baggage(own, existing)
+            if room is not None and room < sum(len(f"{n}{v}".encode("utf-8", "replace")) + 4 for n, v in own.items()):
+                _guard.tally(names.PROPAGATION_REJECTED, "too_long")
+                return dict(existing) if existing else {}
             merged.update(own)
         except Exception as error:  # noqa: BLE001  the message leaves without a journey rather than not at all
             _guard.fault("leaf.headers", error)
@@ -165,13 +173,13 @@ def send_headers(record: HopRecord) -> dict[str, str]:
     return engine.headers_of(record, attempt)
 
 
-def _keep_foreign_baggage(own: dict[str, str], existing: Any) -> None:
-    """Keep members of a baggage header that the caller set himself."""
+def keep_foreign_baggage(own: dict[str, str], existing: Any) -> None:
+    """Keep members of a baggage header that the caller set himself, and that the hop does not carry on anyway."""
     found = carrier.read(existing, names.BAGGAGE, carrier.BAGGAGE_LIMIT)
     if found:
-        foreign, _, _ = carrier.split_baggage(found)
-        if foreign:
-            own[names.BAGGAGE] = f"{own[names.BAGGAGE]},{foreign}"
+        written = own[names.BAGGAGE].split(",")
+        foreign = [member for member in carrier.split_baggage(found)[0].split(",") if member and member not in written]
+        own[names.BAGGAGE] = ",".join((*written, *foreign))
 
 
 # Consuming -----------------------------------------------------------------------------------------------------------
@@ -188,7 +196,7 @@ def open_consume(
             record.attempt = journey.attempt + max(message.delivery_count, 1) - 1
             if message.dead_cause or message.replay:
                 journey.replay = True
-        received.pop(id(message.native), None)
+        received.take(message.native)
     elif journey is not None:
         record.attempt = journey.attempt
     if record.missing_carrier:
@@ -219,7 +227,7 @@ class Process:
         self._owner = False
         self.record: HopRecord | None = None
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         try:
             ambient = engine.current()
             message = self._message
@@ -250,8 +258,8 @@ class Process:
 
 # Receiving and settling ----------------------------------------------------------------------------------------------
 
-received: dict[int, Message] = {}
-"""Messages an iterator has handed out and no hop has taken yet, by identity; one per iterator that is alive."""
+received = Handed()
+"""Messages that an iterator or a fetch has handed out and no hop has taken yet, and when."""
 
 
 def receive(messages: Sequence[Message], begun_ns: int, *, span: bool = True) -> None:
@@ -286,19 +294,29 @@ def _parents(messages: Iterable[Message]) -> Iterable[carrier.Parent]:
 
 
 def handed_out(message: Message) -> None:
-    """Remember a message that an iterator yields, until a hop takes it or ``passed_by`` asks."""
-    received[id(message.native)] = message
+    """Remember a message that an iterator yields or a fetch brings, until a hop takes it or ``passed_by`` asks."""
+    received.put(message, runtime.wall_ns())
+
+
+def known(native: object) -> Message | None:
+    """Return what is known of a native object: it was handed out and waits, or the current hop is about it."""
+    found = received.look(native)
+    if found is None:
+        record = engine.current()
+        if record is not None and record.message is not None and record.message.native is native:
+            return record.message
+    return found
 
 
 def passed_by(message: Message) -> None:
     """Record the lag of a message that an iterator yielded and that no hop has taken."""
-    if received.pop(id(message.native), None) is None:
+    taken = received.take(message.native)
+    if taken is None:
         return
     found = carrier.extract(message.headers, runtime.wire_key).journey if message.trust == "trusted" else None
-    sent_us = (found.sent_us if found is not None else 0) or message.sent_ns // 1000
-    span = age_us(runtime.wall_ns() // 1000, sent_us)
+    sent_us, source = engine.sent_at(message, found)
+    span = age_us(taken[1] // 1000, sent_us)
     if span is not None:
-        source = "producer" if found is not None and found.sent_us else "broker"
         labels = {names.Label.DESTINATION: message.destination, names.Label.LAG_SOURCE: source}
         runtime.observe(names.MESSAGE_LAG, span / 1e6, labels)
 
@@ -310,11 +328,11 @@ class Settle:
 
     def __init__(self, operation: str, how: Settlement, message: Message) -> None:
         self._operation = operation
-        self._how = how
+        self._how: Settlement = how
         self._message = message
         self._begun = 0
 
-    def __enter__(self) -> Settle:
+    def __enter__(self) -> Self:
         self._begun = runtime.monotonic_ns()
         return self
 

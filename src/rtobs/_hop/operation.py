@@ -143,14 +143,14 @@ class Operation:
         target: Any = function
         if inspect.isgeneratorfunction(target):
             raise UnsupportedError(
-                f"@rtobs.{kind} cannot decorate the sync generator {target.__qualname__}: it would stay open between items; "
-                f"use `with rtobs.{kind}(...)` round the work on each item"
+                f"@rtobs.{kind} cannot decorate the sync generator {target.__qualname__}: it would stay open between "
+                f"items; use `with rtobs.{kind}(...)` round the work on each item"
             )
         if inspect.isasyncgenfunction(target):
             if not self.generators:
                 raise UnsupportedError(
-                    f"@rtobs.{kind} cannot decorate the async generator {target.__qualname__}; only deliver and stage can; "
-                    f"use `with rtobs.{kind}(...)` round the work on each item"
+                    f"@rtobs.{kind} cannot decorate the async generator {target.__qualname__}; only deliver and stage "
+                    f"can; use `with rtobs.{kind}(...)` round the work on each item"
                 )
             wrapper: Any = self._generator(target)
         elif not callable(target) or inspect.isclass(target):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,6 +27,17 @@ class Redeemed(NamedTuple):
 Describe = Callable[[object], "Message | None"]
 
 
+class Reading(NamedTuple):
+    """One value that is asked for whenever telemetry is collected."""
+
+    instrument: Instrument
+    labels: Mapping[Label, str]
+    value: float
+
+
+Read = Callable[[], Iterable[Reading]]
+
+
 def _nothing(*_: object) -> None:
     """Do nothing until somebody fills the slot."""
 
@@ -35,8 +46,9 @@ class Runtime:
     """The process's one set of slots."""
 
     __slots__ = (
-        "admit_tenant", "begin", "describers", "id_generator", "mint", "monotonic_ns", "observe", "prepare", "promise",
-        "promises", "propagate_to", "ready", "redeem", "sinks", "wall_ns", "wire_key",
+        "admit_tenant", "at_collection", "begin", "describers", "id_generator", "mint", "monotonic_ns", "observe",
+        "on_shutdown", "prepare", "promise", "promises", "propagate_to", "ready", "redeem", "shared", "sinks",
+        "wall_ns", "wire_key",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -50,6 +62,10 @@ class Runtime:
         self.sinks: tuple[Sink, ...] = ()
         self.observe: Callable[[Instrument, float, Mapping[Label, str]], None] = _nothing
         """Records one measurement of an instrument that no hop carries."""
+        self.at_collection: dict[str, Read] = {}
+        """Asked for what is true now whenever telemetry is collected; by topic."""
+        self.on_shutdown: list[Callable[[], None]] = []
+        """What runs beside the message path and ends with ``shutdown``."""
         self.promise: Callable[[Journey, str, int], None] = _nothing
         """Counts promised deliveries: journey, channel, how many."""
         self.admit_tenant: Callable[[str], bool] = lambda _: True
@@ -65,16 +81,28 @@ class Runtime:
         self.wire_key: bytes | None = None
         self.describers: dict[type, Describe] = {}
         """Native message class -> the leaf's describe; filled when a client is wrapped."""
+        self.shared: dict[type, tuple[Describe, ...]] = {}
+        """The same for classes that messages of several leaves have, a tuple or a dict: each is tried."""
+
+    def share(self, cls: type, describe: Describe) -> None:
+        """Let *describe* be tried for a class that is not its leaf's own."""
+        others = self.shared.get(cls, ())
+        if describe not in others:
+            self.shared[cls] = (*others, describe)
 
     def describe(self, native: object) -> Message | None:
         """Return a leaf's description of a native message; None where no leaf knows it."""
-        describers = self.describers
-        if native is None or not describers:
+        describers, shared = self.describers, self.shared
+        if native is None or not (describers or shared):
             return None
         for cls in type(native).__mro__:
-            describe = describers.get(cls)
-            if describe is not None:
-                return describe(native)
+            own = describers.get(cls)
+            if own is not None:
+                return own(native)
+            for describe in shared.get(cls, ()):
+                found = describe(native)
+                if found is not None:
+                    return found
         return None
 
 

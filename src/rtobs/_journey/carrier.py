@@ -8,24 +8,32 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
 from hashlib import blake2b, sha256
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from rtobs import _conventions as names
 from rtobs import _guard
+from rtobs import _redaction as redaction
+from rtobs._journey.headers import collect, read, text
 from rtobs._journey.journey import MOST_PROMISES, Journey
+
+__all__ = ["extract", "extract_link", "pack", "read", "unpack", "write"]
 
 TRACEPARENT_LIMIT = 256
 TRACESTATE_LIMIT = 512
 JOURNEY_LIMIT = 512
 BAGGAGE_LIMIT = 8192
-_MOST_PAIRS = 256
-_TENANT_LIMIT = 96
-_WORD_LIMIT = 32
+TENANT_LIMIT = 96
+"""Most characters of an encoded tenant."""
+WORD_LIMIT = 32
+"""Most characters of any other encoded word."""
+_BAGGAGE_TENANT_LIMIT = 3 * TENANT_LIMIT
+_MOST_MEMBERS = 32
+_MOST_BAGGAGE = 180
 _MAC_CHARS = 16
-_FIELDS = 10
 
 _KEPT, _NAMED, _HAS_CID, _REPLAY, _PROMISE_NAMED = 1, 2, 4, 8, 16
 
@@ -33,12 +41,17 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 _JOURNEY = re.compile(
     r"1([0-9a-f]{2})([0-9a-f]{14})([0-9a-f]{14})([0-9a-f]{2})"
     r"\.([0-9a-f]{32})?\.((?:[0-9a-f]{2}){0,8})"
-    r"\.([A-Za-z0-9_~%-]*(?:\*[A-Za-z0-9_~%-]*)?)\.([A-Za-z0-9_~%-]*(?:\*[A-Za-z0-9_~%-]*)?)"
-    r"\.([A-Za-z0-9_~%-]*)\.([A-Za-z0-9_~%-]*)\.([0-9a-f]{16})?\.([a-z_]*)\.([A-Za-z0-9_-]*)"
+    r"\.([A-Za-z0-9_~%-]{0,96}(?:\*[A-Za-z0-9_~%-]{0,96})?)\.([A-Za-z0-9_~%-]{0,32}(?:\*[A-Za-z0-9_~%-]{0,32})?)"
+    r"\.([A-Za-z0-9_~%-]{0,32})\.([A-Za-z0-9_~%-]{0,32})\.([0-9a-f]{16})?\.([a-z_]{0,16})\.([A-Za-z0-9_-]*)"
     r"(?:\.([A-Za-z0-9_-]{16}))?",
     re.ASCII,
 )
-_TRACESTATE = re.compile(r"[\x20-\x7e]*", re.ASCII)
+_MEMBER = re.compile(
+    r"(?:[a-z][_0-9a-z*/-]{0,255}|[a-z0-9][_0-9a-z*/-]{0,240}@[a-z][_0-9a-z*/-]{0,13})"
+    r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]",
+    re.ASCII,
+)
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_~-]*", re.ASCII)
 _CID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _CLIENT_ID_HEADERS = ("x-request-id", "x-correlation-id")
@@ -65,46 +78,6 @@ class Incoming(NamedTuple):
 NOTHING = Incoming(None, None)
 
 
-def read(headers: object, name: str, limit: int) -> str:
-    """Return one header as text, from any native shape; empty where it is missing, too long or not text."""
-    value: Any = None
-    if isinstance(headers, Mapping):
-        value = headers.get(name)
-        if value is None and 0 < len(headers) <= _MOST_PAIRS:
-            value = _from_pairs(headers.items(), name)
-    elif headers is not None and not isinstance(headers, str | bytes) and isinstance(headers, Iterable):
-        value = _from_pairs(headers, name)
-    if isinstance(value, list | tuple) and len(value) == 1:
-        value = value[0]
-    if value is None:
-        return ""
-    if not isinstance(value, str | bytes | bytearray | memoryview):
-        _guard.tally(names.PROPAGATION_REJECTED, "type")
-        return ""
-    if len(value) > limit:
-        _guard.tally(names.PROPAGATION_REJECTED, "too_long")
-        return ""
-    if isinstance(value, str):
-        return value
-    return bytes(value).decode("utf-8", "replace")
-
-
-def _from_pairs(pairs: Iterable[Any], name: str) -> Any:
-    encoded = name.encode()
-    for index, pair in enumerate(pairs):
-        if index >= _MOST_PAIRS:
-            _guard.tally(names.PROPAGATION_REJECTED, "too_many")
-            break
-        if not isinstance(pair, tuple | list) or len(pair) != 2:  # noqa: PLR2004  a pair is two things
-            continue
-        key = pair[0]
-        if (isinstance(key, bytes) and len(key) == len(encoded) and key.lower() == encoded) or (
-            isinstance(key, str) and len(key) == len(name) and key.lower() == name
-        ):
-            return pair[1]
-    return None
-
-
 def extract(headers: object, wire_key: bytes | None = None) -> Incoming:
     """Read a trusted message's headers. Never raises; what is not valid is counted and left out."""
     if headers is None:
@@ -117,16 +90,16 @@ def extract(headers: object, wire_key: bytes | None = None) -> Incoming:
 
 
 def _extract(headers: object, wire_key: bytes | None) -> Incoming:
-    parent = parse_traceparent(read(headers, names.TRACEPARENT, TRACEPARENT_LIMIT))
+    found = collect(headers, names.OWN_HEADERS)
+    if not found:
+        return NOTHING
+    parent = parse_traceparent(text(found.get(names.TRACEPARENT), TRACEPARENT_LIMIT))
     tracestate = ""
     if parent is not None:
-        tracestate = read(headers, names.TRACESTATE, TRACESTATE_LIMIT)
-        if tracestate and not _TRACESTATE.fullmatch(tracestate):
-            _guard.tally(names.PROPAGATION_REJECTED, "tracestate")
-            tracestate = ""
-    packed = read(headers, names.JOURNEY, JOURNEY_LIMIT)
+        tracestate = _tracestate(text(found.get(names.TRACESTATE), TRACESTATE_LIMIT, several=True))
+    packed = text(found.get(names.JOURNEY), JOURNEY_LIMIT)
     journey = unpack(packed, parent, wire_key) if packed else None
-    baggage = read(headers, names.BAGGAGE, BAGGAGE_LIMIT)
+    baggage = text(found.get(names.BAGGAGE), BAGGAGE_LIMIT, several=True)
     foreign = ""
     if baggage:
         foreign, cid, tenant = split_baggage(baggage)
@@ -136,15 +109,28 @@ def _extract(headers: object, wire_key: bytes | None) -> Incoming:
     return Incoming(parent, journey, tracestate, foreign)
 
 
+def _tracestate(value: str) -> str:
+    """Return a tracestate as it came if OpenTelemetry's own parser would take it (W3C Trace Context §3.3.1)."""
+    if not value:
+        return ""
+    members = [member for member in (part.strip(" \t") for part in value.split(",")) if member]
+    keys = {member.partition("=")[0] for member in members}
+    if len(keys) == len(members) <= _MOST_MEMBERS and all(_MEMBER.fullmatch(member) for member in members):
+        return value
+    _guard.tally(names.PROPAGATION_REJECTED, "tracestate")
+    return ""
+
+
 def extract_link(headers: object) -> Incoming:
     """Read an untrusted caller's headers: a span to link to and a validated client id, nothing else."""
     if headers is None:
         return NOTHING
     try:
-        parent = parse_traceparent(read(headers, names.TRACEPARENT, TRACEPARENT_LIMIT))
+        found = collect(headers, (names.TRACEPARENT, *_CLIENT_ID_HEADERS))
+        parent = parse_traceparent(text(found.get(names.TRACEPARENT), TRACEPARENT_LIMIT))
         client_id = ""
         for name in _CLIENT_ID_HEADERS:
-            value = read(headers, name, TRACEPARENT_LIMIT)
+            value = text(found.get(name), TRACEPARENT_LIMIT)
             if value and _CLIENT_ID.fullmatch(value):
                 client_id = value
                 break
@@ -183,7 +169,7 @@ def format_baggage(members: Mapping[str, object]) -> str:
     for name, value in members.items():
         if name in (names.BAGGAGE_CID, names.BAGGAGE_TENANT) or not isinstance(value, str):
             continue
-        member = f"{quote(name, safe='')}={quote(value, errors='replace')}"
+        member = f"{quote(name, safe='', errors='replace')}={quote(value, errors='replace')}"
         size += len(member) + 1
         if size > BAGGAGE_LIMIT // 2:
             _guard.tally(names.PROPAGATION_REJECTED, "baggage")
@@ -196,14 +182,21 @@ def split_baggage(value: str) -> tuple[str, str, str]:
     """Return foreign members as they came, our correlation id and our tenant (W3C Baggage §3.2)."""
     foreign: list[str] = []
     cid = tenant = ""
-    for member in value.split(","):
+    if not value.isascii():  # a neighbour's propagator would stumble over it when it writes it again
+        _guard.tally(names.PROPAGATION_REJECTED, "baggage")
+        return "", "", ""
+    members = value.split(",", _MOST_BAGGAGE)
+    if len(members) > _MOST_BAGGAGE:
+        _guard.tally(names.PROPAGATION_REJECTED, "too_many")
+    for member in members[:_MOST_BAGGAGE]:
         name, _, content = member.partition("=")
         name = name.strip()
         if name == names.BAGGAGE_CID:
             found = content.partition(";")[0].strip()
             cid = found if _CID.fullmatch(found) and int(found, 16) else ""
         elif name == names.BAGGAGE_TENANT:
-            tenant = _word(content.partition(";")[0].strip(), _TENANT_LIMIT)
+            found = content.partition(";")[0].strip()
+            tenant = _percent(found) if len(found) <= _BAGGAGE_TENANT_LIMIT else ""
         elif name:
             foreign.append(member.strip())
     return ",".join(foreign), cid, tenant
@@ -236,13 +229,13 @@ def unpack(packed: str, parent: Parent | None, wire_key: bytes | None = None) ->
         journey.promised = frozenset(bytes.fromhex(promised))
     now_tenant, _, then_tenant = tenant.partition("*")
     now_region, _, then_region = region.partition("*")
-    journey.tenant, journey.region = _word(now_tenant, _TENANT_LIMIT), _word(now_region, _WORD_LIMIT)
+    journey.tenant, journey.region = _word(now_tenant), _word(now_region)
     journey.named = bool(bits & _NAMED)
     if journey.promised:
-        journey.promise_tenant = _word(then_tenant, _TENANT_LIMIT) if "*" in tenant else journey.tenant
-        journey.promise_region = _word(then_region, _WORD_LIMIT) if "*" in region else journey.region
+        journey.promise_tenant = _word(then_tenant) if "*" in tenant else journey.tenant
+        journey.promise_region = _word(then_region) if "*" in region else journey.region
         journey.promise_named = bool(bits & _PROMISE_NAMED)
-    journey.source, journey.channel = _word(source, _WORD_LIMIT), _word(channel, _WORD_LIMIT)
+    journey.source, journey.channel = _word(source), _word(channel)
     journey.intent = intent or ""
     journey.kept = (kept or "forwarded") if bits & _KEPT else ""
     journey.replay = bool(bits & _REPLAY)
@@ -250,22 +243,52 @@ def unpack(packed: str, parent: Parent | None, wire_key: bytes | None = None) ->
     return journey
 
 
-def _word(encoded: str, limit: int) -> str:
-    if "%" not in encoded:
-        return encoded[:limit]
-    return unquote(encoded[:limit], errors="replace")
+def _word(encoded: str) -> str:
+    if not encoded.startswith("~"):
+        return _percent(encoded)
+    text = encoded[1:]
+    try:
+        found = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        return ""
+    return redaction.text(found.decode("utf-8", "replace"))
 
 
-def _encode(value: str, limit: int) -> str:
+def _percent(encoded: str) -> str:
+    return redaction.text(unquote(encoded, errors="replace")) if "%" in encoded else encoded
+
+
+def encode(value: str, limit: int) -> str:
+    """Write a word for ``rtobs-journey``: percent-encoded, or in base64 where that would be too long.
+
+    One that is too long either way becomes `other`: as a label it is `other` everywhere, for the label guard refuses
+    to name what does not travel.
+    """
+    if len(value) <= limit and _PLAIN.fullmatch(value):
+        return value
     if not value:
         return ""
-    encoded = (
-        value if value.isalnum() and value.isascii() else quote(value, safe="", errors="replace").replace(".", "%2E")
-    )
-    if len(encoded) > limit:
-        _guard.tally(names.PROPAGATION_REJECTED, "too_long")
-        return ""
+    encoded = _quoted(value) if len(value) <= limit else ""
+    if not encoded or len(encoded) > limit:
+        encoded = ""
+        if len(value) <= limit:
+            encoded = "~" + urlsafe_b64encode(value.encode("utf-8", "replace")).decode().rstrip("=")
+        if not encoded or len(encoded) > limit:
+            _guard.tally(names.PROPAGATION_REJECTED, "too_long")
+            return names.OTHER
     return encoded
+
+
+def travels(value: str, limit: int) -> bool:
+    """Tell whether a word fits into the header."""
+    if len(value) > limit:
+        return False
+    return len(_quoted(value)) <= limit or (len(value.encode("utf-8", "replace")) * 4 + 2) // 3 < limit
+
+
+def _quoted(value: str) -> str:
+    quoted = quote(value, safe="", errors="replace").replace(".", "%2E")
+    return quoted if quoted[:1] != "~" else f"%7E{quoted[1:]}"
 
 
 def pack(
@@ -279,7 +302,7 @@ def pack(
         flags |= _HAS_CID
         cid = journey.correlation_id
     promised = ""
-    tenant, region = _encode(journey.tenant, _TENANT_LIMIT), _encode(journey.region, _WORD_LIMIT)
+    tenant, region = encode(journey.tenant, TENANT_LIMIT), encode(journey.region, WORD_LIMIT)
     if journey.promised:
         promised = bytes(sorted(journey.promised)[:MOST_PROMISES]).hex()
         if journey.promise_tenant is None:
@@ -287,21 +310,25 @@ def pack(
         else:
             flags |= _PROMISE_NAMED if journey.promise_named else 0
             if journey.promise_tenant != journey.tenant:
-                tenant = f"{tenant}*{_encode(journey.promise_tenant, _TENANT_LIMIT)}"
+                tenant = f"{tenant}*{encode(journey.promise_tenant, TENANT_LIMIT)}"
             if journey.promise_region != journey.region:
-                region = f"{region}*{_encode(journey.promise_region or '', _WORD_LIMIT)}"
+                region = f"{region}*{encode(journey.promise_region or '', WORD_LIMIT)}"
+    source, channel = encode(journey.source, WORD_LIMIT), encode(channel, WORD_LIMIT)
     packed = (
         f"1{flags:02x}{journey.created_us:014x}{sent_us:014x}{min(attempt, 255):02x}.{cid}.{promised}.{tenant}.{region}"
-        f".{_encode(journey.source, _WORD_LIMIT)}.{_encode(channel, _WORD_LIMIT)}.{intent}.{journey.kept}.{journey.ledger}"
+        f".{source}.{channel}.{intent}.{journey.kept}."
     )
+    room = JOURNEY_LIMIT - len(packed) - (_MAC_CHARS + 1 if wire_key is not None else 0)
+    if len(journey.ledger) <= room:
+        packed += journey.ledger
+    else:
+        _guard.tally(names.PROPAGATION_REJECTED, "ledger")
     if wire_key is not None:
         packed = f"{packed}.{_mac(packed, wire_key)}"
     return packed
 
 
 def _mac(packed: str, wire_key: bytes) -> str:
-    from base64 import urlsafe_b64encode
-
     digest = hmac.new(wire_key, b"rtobs-journey\0" + packed.encode(), sha256).digest()
     return urlsafe_b64encode(digest[:12]).decode()
 
@@ -317,8 +344,11 @@ def write(
     if tracestate:
         headers[names.TRACESTATE] = tracestate
     own = f"{names.BAGGAGE_CID}={journey.correlation_id}"
-    tenant = _encode(journey.tenant, _TENANT_LIMIT)
+    tenant = journey.tenant
     if tenant:
-        own = f"{own},{names.BAGGAGE_TENANT}={tenant}"
+        if not _PLAIN.fullmatch(tenant):
+            tenant = quote(tenant[:_BAGGAGE_TENANT_LIMIT], safe="", errors="replace")
+        if len(tenant) <= _BAGGAGE_TENANT_LIMIT:
+            own = f"{own},{names.BAGGAGE_TENANT}={tenant}"
     headers[names.BAGGAGE] = f"{own},{foreign_baggage}" if foreign_baggage else own
     return headers

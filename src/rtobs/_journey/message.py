@@ -54,6 +54,10 @@ class Message:
     """Instrumentation scope of the spans that another tool makes for this client."""
     size: int = 0
     """Bytes of the body; 0 = unknown."""
+    group: str = ""
+    """The consumers that share the messages of this destination, by the name the broker knows them by."""
+    pending: int | None = None
+    """Messages that the broker held for that group behind this one; None = unknown."""
 
     def is_same(self, other: Message) -> bool:
         """Tell whether two descriptions are of one message."""

@@ -148,3 +148,4 @@ class Sampler(Protocol):
 
     def __call__(self, record: HopRecord, /) -> bool:
         """Return True to sample."""
+        ...

@@ -14,6 +14,7 @@ import structlog
 from rtobs import _redaction as redaction
 from rtobs._conventions import LogKey
 from rtobs._journey.outcome import ErrorCategory, Outcome
+from rtobs._telemetry.sampling import is_slow
 
 if TYPE_CHECKING:
     from rtobs._journey.record import HopRecord
@@ -45,9 +46,11 @@ class EventSink:
         self._service = service
         self._log: Any = structlog.wrap_logger(
             _Output(sink),
-            processors=[structlog.processors.add_log_level, _sanitise, _hand_over],
+            processors=[_merge, structlog.processors.add_log_level, _sanitise, _hand_over],
             wrapper_class=structlog.make_filtering_bound_logger(0),
-        )
+            context_class=dict,
+            cache_logger_on_first_use=False,
+        )  # everything said here, so that a structlog.configure of the user's changes nothing
 
     def end(self, record: HopRecord) -> None:
         """Log an ended hop if it explains something, and each domain event it told."""
@@ -57,17 +60,15 @@ class EventSink:
             return
         facts = self._facts(record)
         for event in told:
-            self._log.info(event.name, **{**facts, LogKey.TIMESTAMP: _time(event.time_ns), **event.attributes})
+            own = {**facts, LogKey.TIMESTAMP: _time(event.time_ns)}
+            self._log.info(event.name, facts=_with_theirs(own, event.attributes))
         if explains:
             emit = self._log.warning if _is_bad(record) else self._log.info
-            emit(
-                f"{record.kind}.{record.outcome or record.result}",
-                **{**facts, LogKey.EXPLAINS: explains},
-                **self._details(record),
-            )
+            own = {**facts, LogKey.EXPLAINS: explains, **self._details(record)}
+            emit(f"{record.kind}.{record.outcome or record.result}", facts=_with_theirs(own, record.attributes or {}))
 
     def _explains(self, record: HopRecord) -> str:
-        """Return what the event explains: failed, retried, recovered, late, slow, kept; empty for a healthy hop."""
+        """Return what the event explains: an outcome, recovered, late, slow; empty for a healthy hop."""
         if record.kind == "receive":
             return ""
         outcome = record.settled or record.outcome
@@ -77,10 +78,7 @@ class EventSink:
             return "recovered"
         if record.lag is not None and record.lag > _LATE_SECONDS:
             return "late"
-        limit = self._slow.get(record.channel or record.name)
-        if limit is not None and record.duration_ns / 1e9 > limit:
-            return "slow"
-        return ""
+        return "slow" if is_slow(record, self._slow) else ""
 
     def _facts(self, record: HopRecord) -> dict[str, Any]:
         journey, message = record.journey, record.message
@@ -117,8 +115,6 @@ class EventSink:
         failed = next((stage.name for stage in record.stages or () if stage.outcome == "failed"), "")
         if failed:
             details[LogKey.STAGE.value] = failed
-        for name, value in (record.attributes or {}).items():
-            details.setdefault(name, value)
         return details
 
 
@@ -136,6 +132,22 @@ def _is_bad(record: HopRecord) -> bool:
 
 def _time(wall_ns: int) -> str:
     return datetime.fromtimestamp(wall_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+
+
+_RESERVED = frozenset(LogKey)
+
+
+def _with_theirs(own: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the user's fields; one that has the name of ours is kept beside it, for ours is what people filter by."""
+    for name, value in theirs.items():
+        own[f"user.{name}" if name in _RESERVED else name] = value
+    return own
+
+
+def _merge(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Unpack the facts: as keyword arguments, a user's field named `event` or `self` would not pass."""
+    facts: dict[str, Any] = event.pop("facts")
+    return {**facts, LogKey.EVENT: event[LogKey.EVENT]}
 
 
 def _sanitise(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

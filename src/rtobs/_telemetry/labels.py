@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from rtobs import _conventions as names
 from rtobs import _guard
 from rtobs._conventions import OTHER, UNKNOWN, Label
+from rtobs._journey import carrier
 
 BUDGETS: Mapping[str, int] = {
     Label.TENANT: 200,
@@ -34,6 +35,14 @@ BUDGETS: Mapping[str, int] = {
 }
 """Names that one process admits per label; labels not listed here are closed sets of our own."""
 
+_ROOM: Mapping[str, int] = {
+    Label.TENANT: carrier.TENANT_LIMIT,
+    Label.REGION: carrier.WORD_LIMIT,
+    Label.SOURCE: carrier.WORD_LIMIT,
+    Label.CHANNEL: carrier.WORD_LIMIT,
+}
+"""Labels whose value travels; one that does not fit into the header is `other` here, as it will be downstream."""
+
 _OBEYED_TIMES = 4
 """How far beyond its own tenant budget a process obeys decisions made upstream."""
 _LONGEST = 64
@@ -53,6 +62,10 @@ def is_raw_identifier(value: str) -> bool:
     return _RAW.fullmatch(value) is not None
 
 
+def _is_name(value: str) -> bool:
+    return len(value) <= _LONGEST and value.isprintable()
+
+
 class LabelGuard:
     """The admitted names of one process. Look-ups of admitted names take no lock."""
 
@@ -61,7 +74,10 @@ class LabelGuard:
         self._lock = threading.Lock()
         self._admitted: dict[str, set[str]] = {label: set() for label in BUDGETS}
         self._obeyed: set[str] = set()
-        for label, values in (pinned or {}).items():
+        self.pinned: Mapping[str, frozenset[str]] = {
+            label: frozenset(values) for label, values in (pinned or {}).items()
+        }
+        for label, values in self.pinned.items():
             self._admitted[label].update(values)
 
     def label(self, label: str, value: str) -> str:
@@ -87,6 +103,9 @@ class LabelGuard:
         admitted = self._admitted[Label.TENANT]
         if tenant in admitted or tenant in self._obeyed:
             return tenant
+        if not _is_name(tenant):  # a raw identifier is obeyed: upstream it was declared
+            self._limited(Label.TENANT, "invalid")
+            return OTHER
         with self._lock:
             if len(admitted) + len(self._obeyed) < _OBEYED_TIMES * BUDGETS[Label.TENANT]:
                 self._obeyed.add(tenant)
@@ -97,14 +116,14 @@ class LabelGuard:
     def _admit(self, label: str, value: str, admitted: set[str]) -> bool:
         if value in (OTHER, UNKNOWN, names.NONE):
             return True
-        if len(value) > _LONGEST or not value.isprintable():
+        if not _is_name(value) or (label in _ROOM and not carrier.travels(value, _ROOM[label])):
             self._limited(label, "invalid")
             return False
         if label not in (Label.ERROR_TYPE, Label.SITE, Label.REASON) and is_raw_identifier(value):
             self._limited(label, "raw_identifier")
             return False
         with self._lock:
-            if len(admitted) < BUDGETS[label]:
+            if value in admitted or len(admitted) < BUDGETS[label]:
                 admitted.add(value)
                 return True
         self._limited(label, "budget")
@@ -121,6 +140,10 @@ class LabelGuard:
                 str(label),
                 BUDGETS[label],
             )
+
+    def reset_after_fork(self) -> None:
+        """Give a forked child a lock of its own; it keeps the names, so that both processes use the same ones."""
+        self._lock = threading.Lock()
 
     def usage(self) -> dict[str, tuple[int, int]]:
         """Return names used and names allowed, by label."""

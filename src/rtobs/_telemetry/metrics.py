@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rtobs import _conventions as names
 from rtobs import _guard
 from rtobs._conventions import OTHER, Instrument, Label
+from rtobs._hop.runtime import runtime
 from rtobs._journey.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SERIES_LIMIT = 10_000
 """Prometheus series of one process, buckets included."""
+_RESERVE = 1_000
+"""Part of it kept for series of which only closed sets of ours are left (about 600), so that no total is ever lost."""
 _LADDER = (
     Label.SOURCE,
     Label.DESTINATION,
@@ -32,6 +35,15 @@ _LADDER = (
     Label.ROUTE,
 )
 """What is given up, in this order, once an instrument has used up its series; channel, step and outcome never are."""
+_LAST_RESORT = (
+    Label.ERROR_CATEGORY, Label.REGION, Label.REASON, Label.EVENT, Label.STAGE, Label.SITE, Label.CONNECTOR,
+    Label.WORKER, Label.SYSTEM, Label.CHANNEL,
+)  # fmt: skip
+"""What is given up after that, once the process has used up all its series."""
+
+
+_READ = (names.QUEUE_DEPTH, names.QUEUE_AGE, names.BUSY_TIME, names.CAPACITY_TIME)
+"""Read whole at every collection: ages grow by themselves, and what is not told any more is not shown any more."""
 
 
 class Exemplar(NamedTuple):
@@ -128,13 +140,15 @@ class Registry:
         self, instrument: Instrument, table: dict[tuple[str, ...], Counter | Histogram], labels: tuple[str, ...]
     ) -> Counter | Histogram:
         cost = len(instrument.bounds) + 3 if instrument.kind == "histogram" else 1
-        if len(table) >= instrument.series or self._used + cost > SERIES_LIMIT:
-            for given_up in _LADDER:
+        full = self._used + cost > SERIES_LIMIT - _RESERVE
+        if full or len(table) >= instrument.series:
+            for given_up in (*_LADDER, *_LAST_RESORT) if full else _LADDER:
                 if given_up not in instrument.labels:
                     continue
                 index = instrument.labels.index(given_up)
-                if labels[index] in (OTHER, ""):
-                    continue
+                value = labels[index]
+                if value in (OTHER, "") or (not full and value in self.guard.pinned.get(given_up, ())):
+                    continue  # a declared name costs more than its instrument's share rather than being lost
                 labels = (*labels[:index], OTHER, *labels[index + 1 :])
                 _guard.tally(names.LABELS_LIMITED, str(given_up), "series")
                 found = table.get(labels)
@@ -186,7 +200,17 @@ class Registry:
         for label, (used, limit) in self.guard.usage().items():
             self.observe(names.LABELS_USED, used, {Label.LABEL: label})
             self.observe(names.LABELS_LIMIT, limit, {Label.LABEL: label})
+        readings = [
+            (instrument, tuple(self.guard.label(label, labels[label]) for label in instrument.labels), value)
+            for read in tuple(runtime.at_collection.values())
+            for instrument, labels, value in read()
+        ]
         with self.lock:
+            for instrument in _READ:
+                self._used -= len(self._tables.pop(instrument.name, ()))
+            for instrument, guarded, value in readings:
+                series = self.counter(instrument, *guarded)
+                series.value = max(series.value, value) if instrument.kind == "gauge" else series.value + value
             return [
                 Snapshot(
                     names.INSTRUMENTS[name], names.INSTRUMENTS[name].bounds, [_point(k, s) for k, s in table.items()]
@@ -202,6 +226,7 @@ class Registry:
     def reset(self, start_ns: int) -> None:
         """Forget everything: a forked child counts its own."""
         self.lock = threading.Lock()
+        self.guard.reset_after_fork()
         self._tables.clear()
         self._tallied.clear()
         self._used = 0
@@ -217,8 +242,10 @@ def _point(labels: tuple[str, ...], series: Counter | Histogram) -> Point:
 class MetricSink:
     """Counts every hop."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, *, exemplars: bool = True) -> None:
+        """Count into *registry*; without *exemplars* where the spans they would point at are not exported."""
         self._registry = registry
+        self._exemplars = exemplars
 
     def begin(self, record: HopRecord) -> None:
         """Count a hop as running."""
@@ -233,11 +260,11 @@ class MetricSink:
             guard.label(Label.REGION, journey.promise_region or ""), guard.label(Label.SOURCE, journey.source),
         )  # fmt: skip
 
-    def end(self, record: HopRecord) -> None:
+    def end(self, record: HopRecord) -> None:  # noqa: C901  what each kind of hop measures, side by side
         """Record everything that one hop measured, under one lock."""
         registry, guard = self._registry, self._registry.guard
         exemplar = None
-        if record.sampled:
+        if record.sampled and self._exemplars:
             exemplar = Exemplar(0.0, record.wall_ns + record.duration_ns, record.trace_id, record.span_id)
         category = record.category.value if record.category is not None else ""
         duration = record.duration_ns / 1e9
@@ -250,23 +277,19 @@ class MetricSink:
         system = guard.label(Label.SYSTEM, record.message.system) if record.message is not None else names.UNKNOWN
         kind = record.kind
         with registry.lock:
-            registry.counter(names.HOPS_ACTIVE, kind).value -= 1
+            active = registry.counter(names.HOPS_ACTIVE, kind)
+            active.value = max(active.value - 1, 0)  # after a fork, hops end that this process has not begun
             if kind == "accept":
-                outcome = record.outcome.value if record.outcome in _PLAIN else "failed"
-                registry.histogram(names.ACCEPT_DURATION, name, outcome, category).record(
-                    duration, _at(exemplar, duration)
-                )
-            elif kind == "publish":
-                registry.histogram(names.CLIENT_DURATION, system, "send", name, error_type).record(
-                    duration, _at(exemplar, duration)
-                )
-                registry.counter(names.SENT_MESSAGES, system, "send", name, error_type).value += 1
-            elif kind == "receive":
-                registry.histogram(names.CLIENT_DURATION, system, "receive", name, error_type).record(
-                    duration, _at(exemplar, duration)
-                )
+                outcome = str(record.outcome) if record.outcome in _PLAIN else "failed"
+                accepted = registry.histogram(names.ACCEPT_DURATION, name, outcome, category)
+                accepted.record(duration, _at(exemplar, duration))
+            elif kind in _CLIENT_OPERATIONS:
+                labels = (system, _CLIENT_OPERATIONS[kind], name, error_type)
+                registry.histogram(names.CLIENT_DURATION, *labels).record(duration, _at(exemplar, duration))
+                if kind == "publish":
+                    registry.counter(names.SENT_MESSAGES, *labels).value += 1
             elif kind == "consume":
-                self._consume(record, name, system, error_type, category, duration, exemplar)
+                self._consume(record, (system, "process", name, error_type), category, exemplar)
             elif kind == "deliver":
                 self._deliver(record, category, duration, exemplar)
             elif kind == "job":
@@ -280,14 +303,11 @@ class MetricSink:
             if record.delivery_ends:
                 self._ends(record, exemplar)
 
-    def _consume(
-        self, record: HopRecord, name: str, system: str, error_type: str, category: str, duration: float, exemplar: Exemplar | None,
-    ) -> None:  # fmt: skip
+    def _consume(self, record: HopRecord, operation: tuple[str, ...], category: str, exemplar: Exemplar | None) -> None:
         registry, guard, journey = self._registry, self._registry.guard, record.journey
-        registry.histogram(names.PROCESS_DURATION, system, "process", name, error_type).record(
-            duration, _at(exemplar, duration)
-        )
-        registry.counter(names.CONSUMED_MESSAGES, system, "process", name, error_type).value += 1
+        name, duration = operation[2], record.duration_ns / 1e9
+        registry.histogram(names.PROCESS_DURATION, *operation).record(duration, _at(exemplar, duration))
+        registry.counter(names.CONSUMED_MESSAGES, *operation).value += 1
         if record.lag is not None:
             registry.histogram(names.MESSAGE_LAG, name, record.lag_source).record(record.lag, _at(exemplar, record.lag))
         settled = record.settled if record.settled not in (None, Outcome.CANCELLED) else Outcome.FAILED
@@ -329,7 +349,10 @@ class MetricSink:
                 registry.histogram(names.END_TO_END, channel, end.step).record(end.age, _at(exemplar, end.age))
 
 
-_NAME_LABELS = {"accept": Label.ROUTE, "job": Label.CONNECTOR, "deliver": Label.CHANNEL}
+_NAME_LABELS = {
+    "accept": Label.ROUTE, "job": Label.CONNECTOR, "deliver": Label.CHANNEL, "receipt": Label.STEP,
+}  # fmt: skip
+_CLIENT_OPERATIONS = {"publish": "send", "receive": "receive"}
 _PLAIN = (Outcome.OK, Outcome.FAILED, Outcome.CANCELLED)
 
 

@@ -38,15 +38,19 @@ class HeadSampler(Sampler):
     """The sampler of the provider we set where the process has none: parents decide, roots by rate."""
 
     def __init__(self, rates: Mapping[str, float]) -> None:
-        """Use *rates* by channel, destination or route; ``default`` for the rest."""
+        self.use(rates)
+
+    def use(self, rates: Mapping[str, float]) -> None:
+        """Use *rates* by channel, destination or route from now on; ``default`` for the rest."""
         self._rates = dict(rates)
         self._default = self._rates.get(DEFAULT, 1.0)
 
-    def should_sample(
-        self, parent_context: Any, trace_id: int, name: str, kind: Any = None, attributes: Any = None, links: Any = None,
-        trace_state: Any = None,
+    def should_sample(  # noqa: PLR0917  the SDK's own signature
+        self, parent_context: Any, trace_id: int, name: str, kind: Any = None, attributes: Any = None,
+        links: Any = None, trace_state: Any = None,
     ) -> SamplingResult:  # fmt: skip
         """Decide for a span of another library."""
+        del name, kind, links
         parent = get_current_span(parent_context).get_span_context()
         sampled = bool(parent.trace_flags & 1) if parent.is_valid else keeps(trace_id, self._default)
         decision = Decision.RECORD_AND_SAMPLE if sampled else Decision.DROP
@@ -57,7 +61,7 @@ class HeadSampler(Sampler):
         if record.parent_span_id:
             return record.sampled
         rate = self._default
-        if len(self._rates) > 1:
+        if self._rates:
             rate = self._rates.get(record.channel or record.name, self._rates.get(record.name, rate))
         if rate >= 1:
             return True
@@ -67,6 +71,12 @@ class HeadSampler(Sampler):
     def get_description(self) -> str:
         """Name it, as the SDK prints samplers."""
         return f"rtobs.HeadSampler({self._rates or 1.0})"
+
+
+def is_slow(record: HopRecord, slow: Mapping[str, float]) -> bool:
+    """Tell whether an ended hop, its message's wait or its delivery's whole way took longer than it was given."""
+    limit = slow.get(record.channel or record.name)
+    return limit is not None and max(record.duration_ns / 1e9, record.lag or 0, record.age or 0) > limit
 
 
 def keep_reason(record: HopRecord, slow: Mapping[str, float], high_value: Container[str]) -> str:
@@ -79,8 +89,7 @@ def keep_reason(record: HopRecord, slow: Mapping[str, float], high_value: Contai
     failed = record.result == "failed" or record.outcome in _BAD
     if failed and record.category not in _NOBODYS_FAULT:
         return "failed"
-    limit = slow.get(record.channel or record.name)
-    if limit is not None and max(record.duration_ns / 1e9, record.lag or 0, record.age or 0) > limit:
+    if is_slow(record, slow):
         return "slow"
     if journey is not None and journey.tenant and journey.tenant in high_value:
         return "high_value"

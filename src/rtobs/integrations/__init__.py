@@ -6,18 +6,23 @@ environment.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, cast, get_args
 
+from rtobs._hop.watching import Role, Watch
 from rtobs._journey.message import Trust
 from rtobs.errors import ConfigError, UnsupportedError
-from rtobs.integrations._twin import Options, restore
+from rtobs.integrations import asgi  # imports no client, so `rtobs.integrations.asgi.Middleware` is there at once
+from rtobs.integrations._twin import Options, options_of, restore
 
 C = TypeVar("C")
 
 _LEAVES = {
     "aio_pika": "rtobs.integrations.aio_pika",
     "httpx": "rtobs.integrations.httpx",
+    "redis": "rtobs.integrations.redis",
+    "nats": "rtobs.integrations.nats",
     "starlette": "rtobs.integrations.asgi",
     "fastapi": "rtobs.integrations.asgi",
     "rtobs.integrations.memory": "rtobs.integrations.memory",
@@ -41,25 +46,27 @@ def register(module: str, leaf: str) -> None:
 
 
 def _leaf_of(client: object) -> Leaf | None:
-    for cls in type(client).__mro__:
+    for cls in (*type(client).__mro__, *client.__class__.__mro__):  # a mock or proxy of a client says its class only
         for name in (cls.__module__, cls.__module__.partition(".")[0]):
             found = _LEAVES.get(name)
             if found is not None:
-                return import_module(found)
-    return None
+                return cast("Leaf", import_module(found))
+    return cast("Leaf", asgi) if asgi.is_application(client) else None
 
 
 def wrap(
-    client: C, *, trust: Trust | None = None, carrier: bool = True, envelope: bool = False, correlation: bool = False,
-    dead_letter: str | None = None, max_deliveries: int | None = None,
+    client: C, *, trust: Trust | None = None, carrier: bool = True, envelope: bool = False,
+    correlation: bool = False, dead_letter: str | None = None, max_deliveries: int | None = None,
 ) -> C:  # fmt: skip
     """Instrument one client instance and everything it creates; the same object comes back.
 
+    One exception: an ASGI application that is no Starlette comes back inside a ``Middleware``, so use what is returned.
     No class is patched and other instances are untouched. Wrapping twice is wrapping once; ``unwrap`` undoes it.
 
     Args:
         client: a connection, channel, client or app of a supported library.
-        trust: what to believe of the headers of messages it brings; a broker of one's own is ``trusted``.
+        trust: what to believe of the headers of messages it brings; without it a broker of one's own is ``trusted``
+            and an HTTP caller only gets a ``link``.
         carrier: False writes nothing into messages.
         envelope: True puts the journey into the payload where a transport has no headers.
         correlation: True lets the broker's own correlation id name a journey that has no name yet.
@@ -80,12 +87,13 @@ def wrap(
     if leaf is None:
         known = ", ".join(sorted(_LEAVES))
         raise UnsupportedError(
-            f"rtobs.wrap: no leaf knows {type(client).__module__}.{type(client).__qualname__}; known libraries: {known}. "
-            "Use rtobs.publish/consume with headers= instead, or write a leaf"
+            f"rtobs.wrap: no leaf knows {type(client).__module__}.{type(client).__qualname__}; "
+            f"known libraries: {known}. Use rtobs.publish/consume with headers= instead, or write a leaf"
         )
+    usual: Trust = getattr(leaf, "TRUST", "trusted")
     options = Options(
-        trust=trust or "trusted", carrier=carrier, envelope=envelope, correlation=correlation, dead_letter=dead_letter,
-        max_deliveries=max_deliveries or 0,
+        trust=trust or usual, carrier=carrier, envelope=envelope, correlation=correlation,
+        dead_letter=dead_letter, max_deliveries=max_deliveries or 0,
     )  # fmt: skip
     wrapped: C = leaf.wrap(client, options)
     return wrapped
@@ -93,4 +101,68 @@ def wrap(
 
 def unwrap(client: C) -> C:
     """Give one instance its own class back; what it created before keeps its wrapping until unwrapped itself."""
+    if isinstance(client, asgi.Middleware):
+        return cast("C", restore(client.app))
     return restore(client)
+
+
+def watch(
+    client: object, destinations: Iterable[str] | Mapping[str, Role], *, interval: float = 15.0, slots: int | None = None
+) -> Watch:  # fmt: skip
+    """Ask a broker again and again how many messages wait and how old the oldest is, and measure the event loop's lag.
+
+    An asyncio client is asked on the running event loop, so call it there; any other on a thread of its own. Nothing
+    is raised after that: a question that fails is counted, told once, and asked more seldom until it is answered.
+
+    Args:
+        client: a client, wrapped or not, of a supported broker.
+        destinations: what to ask for: RabbitMQ queues, Redis streams and lists, NATS ``stream`` or ``stream/consumer``.
+            A mapping says what each is for: ``main``, ``retry`` or ``dead``; otherwise all are ``main``, save the
+            ``dead_letter`` that `wrap` was told.
+        interval: seconds between two questions, +-20 %; each has 5 s to be answered.
+        slots: messages that this process may handle at once for each main destination, where the client does not know.
+
+    Returns:
+        What has ``stop()``; ``rtobs.shutdown()`` stops it too.
+
+    Raises:
+        UnsupportedError: no leaf knows how to ask this client.
+        ConfigError: an argument is wrong, or an asyncio client outside its event loop.
+    """
+    if isinstance(destinations, str | bytes):
+        raise ConfigError(f"rtobs.integrations.watch: destinations is a collection of names; write [{destinations!r}]")
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0 < interval < float("inf"):
+        raise ConfigError(f"rtobs.integrations.watch: interval must be seconds greater than 0; got {interval!r}")
+    if slots is not None and (type(slots) is not int or slots < 1):
+        raise ConfigError(f"rtobs.integrations.watch: slots must be a positive int; got {slots!r}")
+    queues = _roles(client, destinations)
+    leaf: Any = _leaf_of(client)
+    if not hasattr(leaf, "depths"):
+        raise UnsupportedError(
+            f"rtobs.integrations.watch: nothing is known about queues of "
+            f"{type(client).__module__}.{type(client).__qualname__}; give a client of RabbitMQ, Redis or NATS"
+        )
+    found = Watch(leaf.depths(client), queues, interval, slots, leaf.strains(client))
+    try:
+        found.start()
+    except RuntimeError as error:
+        raise ConfigError(
+            "rtobs.integrations.watch: this client works on an event loop; call watch in a coroutine on that loop"
+        ) from error
+    return found
+
+
+def _roles(client: object, destinations: Iterable[str] | Mapping[str, Role]) -> dict[str, Role]:
+    found: dict[str, Role] = {}
+    for name in destinations:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"rtobs.integrations.watch: destinations must be names; got {name!r}")
+        usual: Role = "dead" if name == options_of(client).dead_letter else "main"
+        found[name] = destinations[name] if isinstance(destinations, Mapping) else usual
+        if found[name] not in get_args(Role):
+            raise ConfigError(
+                f"rtobs.integrations.watch: {name!r} must be one of 'main', 'retry', 'dead'; got {found[name]!r}"
+            )
+    if not found:
+        raise ConfigError("rtobs.integrations.watch: destinations is empty; name what to ask for")
+    return found

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
 from rtobs import _guard
@@ -96,7 +96,7 @@ def _twin(cls: type, over: type, options: Options) -> type:
             return found
 
         def reduce(self: Any, protocol: Any) -> Any:  # copied and pickled as the plain class
-            reduced = super(twin, self).__reduce_ex__(protocol)
+            reduced: str | tuple[Any, ...] = cast("Any", super(twin, self)).__reduce_ex__(protocol)
             if isinstance(reduced, str):
                 return reduced
             return (reduced[0], tuple(cls if a is twin else a for a in reduced[1]), *reduced[2:])
@@ -112,7 +112,7 @@ def _twin(cls: type, over: type, options: Options) -> type:
                 "__rtobs_plain__": cls,
                 "__rtobs_options__": options,
                 "__reduce_ex__": reduce,
-                "__class__": property(lambda _self: cls, lambda self, new: _set_class(self, new)),
+                "__class__": property(lambda _self: cls, _set_class),
             },
         )
         if _is_importable(cls):
@@ -125,7 +125,7 @@ def _twin(cls: type, over: type, options: Options) -> type:
 def become(target: T, over: type, options: Options) -> T:
     """Let *target* behave as *over* from now on; the same object comes back. Twice is once.
 
-    A mock, another tool's proxy or a C type stays as it is, counted.
+    A mock or another tool's proxy stays as it is; so does an object of a C type, counted.
     """
     cls = type(target)
     if issubclass(cls, over):
@@ -134,7 +134,11 @@ def become(target: T, over: type, options: Options) -> T:
         return target
     try:
         shadowed = [
-            name for name in over.__dict__ if not name.startswith("__") and name in getattr(target, "__dict__", ())
+            name
+            for name, value in over.__dict__.items()
+            if not name.startswith("__")
+            and name in getattr(target, "__dict__", ())
+            and not hasattr(type(value), "__set__")  # a property goes before the instance's own
         ]
         if shadowed:
             _guard.tell(
@@ -147,6 +151,15 @@ def become(target: T, over: type, options: Options) -> T:
     except Exception as error:  # noqa: BLE001  an object that cannot be instrumented works on as it was
         _guard.fault("wrap", error)
     return target
+
+
+def guarded(step: Callable[..., T], otherwise: T, *args: Any) -> T:
+    """Return ``step(*args)``, a leaf's own work beside the client's; where it fails, counted, return *otherwise*."""
+    try:
+        return step(*args)
+    except Exception as error:  # noqa: BLE001  the host's call goes on with what it had
+        _guard.fault(f"leaf.{step.__name__}", error)
+        return otherwise
 
 
 def restore(target: T) -> T:

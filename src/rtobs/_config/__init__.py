@@ -1,0 +1,330 @@
+"""configure() and shutdown(): the only room that reads the environment and binds the others together.
+
+Nothing global is touched before the first hop, so that it does not matter whether ``configure`` or
+``set_tracer_provider`` is called first. Must not know brokers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rtobs import _conventions as names
+from rtobs import _guard
+from rtobs._config import arguments, environment, outputs, process
+from rtobs._config.arguments import Logs, LogSink, Settings
+from rtobs._conventions import Label
+from rtobs._hop import engine, hop, leaf
+from rtobs._hop.runtime import Runtime, runtime
+from rtobs._journey import classify, journey
+from rtobs._journey.outcome import ErrorCategory, Step
+from rtobs.errors import ConfigError
+from rtobs.integrations import _twin
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
+
+    from rtobs._export.pipeline import Pipeline
+    from rtobs._telemetry.metrics import MetricSink, Registry
+    from rtobs._telemetry.spans import SpanSink
+
+__all__ = ["LogSink", "Logs", "configure", "flush", "shutdown"]
+
+
+@dataclass
+class _Bound:
+    """The rooms of this process, bound at the first hop."""
+
+    registry: Registry
+    metric_sink: MetricSink
+    span_sink: SpanSink
+    pipeline: Pipeline
+    tracer: Any
+
+
+_lock = threading.RLock()
+_settings = Settings()
+_bound: _Bound | None = None
+_own_provider: Any = None
+
+
+def configure(
+    *, service: str | None = None, slow: Mapping[str, float] | None = None, promises: Mapping[str, Step] | None = None,
+    tenants: Iterable[str] = (), high_value: Container[str] = (), sampling: Mapping[str, float] | None = None,
+    propagate_to: Iterable[str] = (), errors: Mapping[type[BaseException], ErrorCategory] | None = None,
+    logs: Logs | LogSink | None = None, wire_key: bytes | None = None, sigterm: bool = False, strict: bool = False,
+) -> None:  # fmt: skip
+    """Say what rtobs cannot know by itself. Optional; may come before or after the process's own OpenTelemetry set-up.
+
+    A further call replaces everything that was said before.
+
+    Args:
+        service: ``service.name``, where the environment or the process's own provider does not say it.
+        slow: seconds by channel, destination or route from which a hop counts as slow and is kept.
+        promises: the step by which a delivery on a channel counts as done, where it is later than the one a
+            successful ``deliver`` proves.
+        tenants: tenants that always keep a metric label of their own.
+        high_value: tenants whose journeys are always exported whole.
+        sampling: share of journeys exported, by channel, destination or route; ``default`` for the rest.
+        propagate_to: hosts outside that may get our headers.
+        errors: your exception classes and what they mean.
+        logs: where log events go: ``otlp``, ``stdout``, ``logging`` or a function. Without it OTLP where an endpoint
+            is set, else the standard logger ``rtobs``.
+        wire_key: secret, 16 bytes or more, that signs our header and receipt tokens.
+        sigterm: flush on SIGTERM before the handler that was there; in the main thread only.
+        strict: raise faults of rtobs itself instead of counting them; for tests.
+
+    Raises:
+        ConfigError: an argument is wrong; says what was seen and what to do. Nothing has changed then.
+    """
+    global _settings  # noqa: PLW0603  one configuration per process
+    classes = arguments.categories(errors)
+    settings = Settings(
+        service=arguments.service_name(service),
+        slow=arguments.numbers("slow", slow, most=float("inf"), wanted="seconds greater than 0"),
+        promises=arguments.steps(promises),
+        tenants=arguments.tenants(tenants),
+        high_value=arguments.container(high_value),
+        sampling=arguments.numbers("sampling", sampling, most=1, wanted="a share between 0 and 1"),
+        propagate_to=arguments.hosts(propagate_to),
+        logs=arguments.log_target(logs),
+        wire_key=arguments.key(wire_key),
+    )
+    chain, raising = arguments.flag("sigterm", sigterm), arguments.flag("strict", strict)
+    if chain and not process.in_main_thread():
+        raise ConfigError(
+            "rtobs.configure: sigterm=True works in the main thread only; call configure there or leave it out"
+        )
+    with _lock:
+        if _bound is not None:
+            shutdown(1.0)
+            _guard.forget()  # what was counted has been exported with the series that end here
+        _settings = settings
+        classify.reset()
+        classify.extend(classes)
+        _guard.strict = raising
+        _unbind()
+    if chain:
+        process.chain_sigterm(flush, shutdown)
+
+
+# Binding, at the first hop -------------------------------------------------------------------------------------------
+
+_SLOTS = ("admit_tenant", "begin", "id_generator", "mint", "observe", "promise", "promises", "propagate_to", "redeem",
+          "sinks", "wire_key")  # fmt: skip
+
+
+def _unbind() -> None:
+    """Empty the slots; the next hop fills them again."""
+    global _bound  # noqa: PLW0603  one set of rooms per process
+    _bound = None
+    empty = Runtime()
+    for slot in _SLOTS:
+        setattr(runtime, slot, getattr(empty, slot))
+    runtime.prepare = _bind
+    runtime.ready = False
+
+
+def _bind() -> None:
+    """Find the providers that the process has by now, and fill the slots."""
+    with _lock:
+        if runtime.ready:
+            return
+        try:
+            _bind_rooms(_settings)
+        except Exception as error:  # noqa: BLE001  a broken environment must not stop the host; hops do nothing then
+            _guard.fault("config.bind", error)
+        finally:
+            runtime.ready = True
+
+
+def _bind_rooms(settings: Settings) -> None:
+    global _bound  # noqa: PLW0603  one set of rooms per process
+    from rtobs._export.pipeline import Exporters, Pipeline
+    from rtobs._telemetry.events import EventSink
+    from rtobs._telemetry.labels import LabelGuard
+    from rtobs._telemetry.metrics import MetricSink, Registry
+    from rtobs._telemetry.spans import SpanSink
+
+    pinned = {Label.TENANT: settings.tenants, Label.CHANNEL: tuple(settings.promises)}
+    registry = Registry(LabelGuard(pinned), runtime.wall_ns())
+    logs = settings.logs or ("otlp" if environment.leaves("LOGS") else "logging")
+    exporters = Exporters(environment.exporters(logs=logs == "otlp" and environment.chosen("LOGS")))
+    tracer, id_generator = _tracing(settings)
+    resource = environment.completed(tracer.resource, settings.service) if hasattr(tracer, "resource") else None
+    pipeline = Pipeline(
+        exporters, registry, resource or environment.resource(settings.service),
+        span_delay=environment.seconds("OTEL_BSP_SCHEDULE_DELAY", 5.0),
+        metric_interval=environment.seconds("OTEL_METRIC_EXPORT_INTERVAL", 60.0), delta=environment.wants_delta(),
+    )  # fmt: skip
+    metric_sink = MetricSink(registry, exemplars=tracer is not None)
+    span_sink = SpanSink(tracer, settings.slow, settings.high_value)
+    sink: LogSink
+    if callable(logs):
+        sink = logs
+    else:
+        sink = {"otlp": pipeline.put_log, "stdout": outputs.to_stdout, "logging": outputs.to_logging}[logs]
+    service = str(pipeline.resource.attributes.get("service.name", ""))
+
+    def begin(record: Any) -> bool:
+        metric_sink.begin(record)
+        return span_sink.begin(record)
+
+    runtime.begin = begin
+    runtime.observe = registry.observe
+    runtime.promise = metric_sink.promise
+    runtime.admit_tenant = registry.guard.admit_tenant
+    runtime.id_generator = id_generator
+    runtime.promises = dict(settings.promises)
+    runtime.propagate_to = settings.propagate_to
+    runtime.wire_key = settings.wire_key
+    # Spans first: exemplars point at what is kept.
+    runtime.sinks = (span_sink, metric_sink, EventSink(sink, service, settings.slow))
+    _bind_receipts(settings)
+    _bound = _Bound(registry, metric_sink, span_sink, pipeline, tracer)
+    if exporters.wants("metrics"):
+        pipeline.start()
+
+
+def _bind_receipts(settings: Settings) -> None:
+    if settings.wire_key is None:
+        runtime.redeem = _no_receipts
+        return
+    from rtobs.receipts.tokens import Tokens
+
+    tokens = Tokens(settings.wire_key)
+    tokens.learn(settings.promises)
+    runtime.mint, runtime.redeem = tokens.mint, tokens.redeem
+
+
+def _no_receipts(_token: object, _step: Step) -> None:
+    _guard.tally(names.PROPAGATION_REJECTED, "no_wire_key")
+    _guard.tell("receipts", "a receipt came but there is no key to check it with; call rtobs.configure(wire_key=...)")
+
+
+def _tracing(settings: Settings) -> tuple[Any, Any]:
+    """Return the tracer and the provider's own id generator; set a provider only where there is none."""
+    global _own_provider  # noqa: PLW0603  the one provider we set
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import Tracer
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+    provider: Any = trace.get_tracer_provider()
+    if isinstance(provider, trace.ProxyTracerProvider) and environment.leaves("TRACES"):
+        _own_provider = _make_provider(settings)
+        trace.set_tracer_provider(_own_provider)
+        provider = trace.get_tracer_provider()
+    elif provider is _own_provider:
+        _reuse_provider(provider, settings)
+    if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        return None, None
+    tracer = provider.get_tracer(names.SCOPE, None, names.SCHEMA_URL)
+    if not isinstance(tracer, Tracer):
+        return (None if isinstance(tracer, trace.NoOpTracer) else tracer), None
+    generator = tracer.id_generator
+    return tracer, None if type(generator) is RandomIdGenerator else generator.generate_trace_id
+
+
+def _make_provider(settings: Settings) -> Any:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from rtobs._telemetry.sampling import HeadSampler
+    from rtobs._telemetry.spans import OwnProcessor
+
+    sampler = None if environment.sampler_chosen() else HeadSampler(settings.sampling)
+    resource = environment.resource(settings.service)
+    provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(OwnProcessor(_put_span))
+    return provider
+
+
+def _reuse_provider(provider: Any, settings: Settings) -> None:
+    """Let the provider that we set before follow a new configuration: a process can set one only once."""
+    from rtobs._telemetry.sampling import HeadSampler
+
+    if isinstance(provider.sampler, HeadSampler):
+        provider.sampler.use(settings.sampling)
+    update = getattr(provider, "_update_resource", None)  # what the SDK itself calls after a fork
+    if update is not None and settings.service:
+        fresh = environment.resource(settings.service)
+        update(fresh)
+
+
+def _put_span(span: object) -> None:
+    bound = _bound
+    if bound is not None:
+        bound.pipeline.put_span(span)
+
+
+# The end of the process ----------------------------------------------------------------------------------------------
+
+
+def shutdown(timeout: float = 5.0) -> bool:
+    """Export what is finished and stop; safe to call twice, from any thread.
+
+    Args:
+        timeout: seconds after which it returns, whatever the collector does; what is left is counted as dropped.
+
+    Returns:
+        True if everything was exported in time.
+    """
+    bound = _bound
+    return bound.pipeline.shutdown(timeout) if bound is not None else True
+
+
+def flush(timeout: float = 5.0) -> bool:
+    """Export everything measured so far within *timeout* seconds, and go on; for tests and recycled workers."""
+    bound = _bound
+    return bound.pipeline.flush(timeout) if bound is not None else True
+
+
+# Fork ----------------------------------------------------------------------------------------------------------------
+
+
+_LOCKS: tuple[tuple[Any, str], ...] = ((leaf, "_count_lock"), (hop, "_lock"), (_twin, "_lock"))
+
+
+def _after_fork_in_child() -> None:
+    """Make a forked child a process of its own: new locks, empty series and queues, ids of its own."""
+    global _lock  # noqa: PLW0603  a lock that another thread held at the fork is never released in the child
+    _lock = threading.RLock()
+    for room, lock in _LOCKS:
+        setattr(room, lock, threading.Lock())
+    _guard.reset_after_fork()
+    journey.reseed()
+    record = engine.current()
+    while record is not None:  # the hops around the fork are the parent's to end
+        record.ended = True
+        record = record.parent
+    bound = _bound
+    if bound is not None:
+        bound.registry.reset(time.time_ns())
+        bound.pipeline.after_fork()
+        runtime.prepare, runtime.ready = _resume, False
+
+
+def _resume() -> None:
+    """Start exporting again, at a child's first hop: a thread must not be started while the fork is under way."""
+    with _lock:
+        bound = _bound
+        if runtime.ready or bound is None:
+            return
+        runtime.ready = True
+        try:
+            before = bound.pipeline.resource
+            found: Resource = getattr(bound.tracer, "resource", before)
+            found = environment.another_instance(environment.completed(found, _settings.service), before)
+            bound.pipeline.resume(found)
+        except Exception as error:  # noqa: BLE001  as in _bind
+            _guard.fault("config.resume", error)
+
+
+_unbind()
+atexit.register(shutdown)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,88 @@
+"""httpx: what a delivery asked whom, and how it was answered.
+
+    client = rtobs.wrap(httpx.AsyncClient())
+
+Inside ``@rtobs.deliver`` each call adds method, host, port, status, resends and Retry-After to that hop: no URL, no
+header, no body. It opens no hop and decides nothing: the returned response, the exception or ``judge=`` does. Outside a
+``deliver`` it does nothing. Headers of ours leave only towards ``configure(propagate_to=["host"])``: a host means
+exactly that host, not its subdomains, on any port, and is asked again for each redirect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from rtobs._hop.http import Exchange, exchange
+from rtobs.integrations._twin import Options, become, options_of, overlay
+
+SYSTEM = "http"
+SUPPORTS = "httpx 0.28"
+
+_PORTS = {"https": 443, "http": 80}
+
+
+def describe(request: httpx.Request) -> tuple[str, str, int | None]:
+    """Return method, host and port of one request."""
+    url = request.url
+    return request.method, url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme)
+
+
+@contextmanager
+def _leaving(request: httpx.Request, options: Options) -> Generator[None]:
+    """Let our headers go with *request*, if its host may have them; after that it is the caller's again, as it was.
+
+    A redirect is made from the request, so it takes nothing of ours along.
+    """
+    call = exchange()
+    own = call.request(*describe(request), request.headers) if call is not None else {}
+    if not own or not options.carrier:
+        yield
+        return
+    callers = request.headers
+    request.headers = callers.copy()
+    request.headers.update(own)
+    try:
+        yield
+    finally:
+        request.headers = callers
+
+
+@overlay
+class _Client(httpx.Client):
+    __slots__ = ()
+
+    def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        with Exchange() as call:
+            response = super().send(request, **options)
+            call.answered(response.status_code, response.headers.get("retry-after"))
+            return response
+
+    # Private to httpx, and the one place that every request passes, also the second after a redirect. Were it renamed,
+    # nothing of ours would leave any more; better than headers that leave for a host nobody has named.
+    def _send_single_request(self, request: httpx.Request) -> httpx.Response:
+        with _leaving(request, options_of(self)):
+            return super()._send_single_request(request)
+
+
+@overlay
+class _AsyncClient(httpx.AsyncClient):
+    __slots__ = ()
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        with Exchange() as call:
+            response = await super().send(request, **options)
+            call.answered(response.status_code, response.headers.get("retry-after"))
+            return response
+
+    async def _send_single_request(self, request: httpx.Request) -> httpx.Response:
+        with _leaving(request, options_of(self)):
+            return await super()._send_single_request(request)
+
+
+def wrap(client: Any, options: Options) -> Any:
+    """Instrument one client."""
+    return become(client, _AsyncClient if isinstance(client, httpx.AsyncClient) else _Client, options)
