@@ -63,9 +63,11 @@ for broker in rabbitmq redis nats; do
 done
 
 # Tests that stop and kill a broker start one of their own, so the program has to be there besides the open port.
-if [ ${#silent[@]} -eq 0 ] && [ ! -x "${PROGRAM[rabbitmq]}" ]; then
-    echo "All brokers answer. The program rabbitmq-server is not installed: tests that stop a broker will be skipped." >&2
-fi
+for broker in rabbitmq nats; do
+    if [ ${#silent[@]} -eq 0 ] && [ ! -x "${PROGRAM[$broker]}" ]; then
+        echo "All brokers answer. The program ${PACKAGE[$broker]} is not installed: tests that stop it will be skipped." >&2
+    fi
+done
 if [ ${#silent[@]} -eq 0 ]; then
     echo "RabbitMQ, Redis and NATS answer on 127.0.0.1."
     exit 0
