@@ -13,6 +13,7 @@ import pytest
 pytest.register_assert_rewrite("tests.support")  # before the first import from there: helpers assert too
 
 from tests.support import brokers  # noqa: E402 - see above
+from tests.support import nats as own  # noqa: E402 - see above
 from tests.support.rabbitmq import OwnRabbitMQ, binary  # noqa: E402 - see above
 
 # Time limits per example fail on a busy machine for no reason of ours; every test has a timeout anyway.
@@ -27,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that asks for a live broker, so that nobody can forget to."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if "own_rabbitmq" in fixtures or not brokers.FIXTURES.keys().isdisjoint(fixtures):
+        if not {"own_rabbitmq", "own_nats", *brokers.FIXTURES}.isdisjoint(fixtures):
             item.add_marker(pytest.mark.broker)
         if "own_rabbitmq" in fixtures:
             item.add_marker(pytest.mark.slow)
@@ -92,6 +93,19 @@ def own_rabbitmq(tmp_path: Path) -> Generator[OwnRabbitMQ, None, None]:
         yield broker
     finally:
         broker.stop()
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Generator[own.OwnNats, None, None]:
+    """A running NATS server with JetStream that only this test uses: it may be stopped and started."""
+    if own.binary() is None:
+        pytest.skip("NATS is not installed on this machine; run `make brokers` on Debian or Ubuntu")
+    server = own.OwnNats(tmp_path / "nats")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 _RUN = os.urandom(4).hex()

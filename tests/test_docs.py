@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import pages
+from tests.support import brokers, pages
 
 README = pages.ROOT / "README.md"
 
@@ -13,18 +13,23 @@ def _name(page):
     return str(page.relative_to(pages.ROOT))
 
 
+def _brokers(page):
+    """Return the brokers that a page's program talks to, by fixture: it takes their addresses from the environment."""
+    text = page.read_text(encoding="utf-8")
+    return {fixture: broker for fixture, broker in brokers.FIXTURES.items() if broker.variable in text}
+
+
 def _programs():
     for page in pages.pages():
         if pages.program(page):
-            needs_broker = "RTOBS_TEST_AMQP" in page.read_text(encoding="utf-8")
-            yield pytest.param(page, id=_name(page), marks=[pytest.mark.broker] if needs_broker else [])
+            yield pytest.param(page, id=_name(page), marks=[pytest.mark.broker] if _brokers(page) else [])
 
 
 @pytest.mark.parametrize("page", list(_programs()))
 def test_the_python_of_a_page_runs(page, request, tmp_path, monkeypatch):
     """All python blocks of a page, read from top to bottom, are one program that runs without a warning."""
-    if "RTOBS_TEST_AMQP" in page.read_text(encoding="utf-8"):
-        monkeypatch.setenv("RTOBS_TEST_AMQP", request.getfixturevalue("amqp_url"))
+    for fixture, broker in _brokers(page).items():
+        monkeypatch.setenv(broker.variable, request.getfixturevalue(fixture))
     pages.run_program(page, tmp_path)
 
 

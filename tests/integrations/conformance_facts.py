@@ -37,23 +37,33 @@ class Facts(Suite):
     async def test_lag_of_an_iterated_message_is_recorded_once(self, adapter, queue, telemetry, clock):
         """The wait in the queue is recorded once per message, whether a hop took it or the loop went on without one."""
         client = await adapter.client()
-        for _ in range(3):
+        for _ in range(4):
             await self._send(adapter, client, queue)
         clock.now += 7 * SECOND
         taken = 0
         async for message in await adapter.iterate(client, queue):
             taken += 1
-            if taken == 2:
-                with rtobs.consume("tickets", message):
-                    await adapter.settle(message, "ack")
-            else:
+            if taken % 2:
                 await adapter.settle(message, "ack")
-            if taken == 3:
+                continue
+            with rtobs.consume("tickets", message):
+                await adapter.settle(message, "ack")
+            if taken == 4:
                 break
-        await eventually(lambda: gc.collect() >= 0 and telemetry.count(names.MESSAGE_LAG) == 3)
-        assert telemetry.seconds(names.MESSAGE_LAG) == 21
-        assert telemetry.by(names.MESSAGE_LAG, "destination") == {"tickets": 1, adapter.destination(queue): 2}
-        assert telemetry.by(names.MESSAGE_LAG, "lag_source") == {"producer": 3}
+        assert telemetry.by(names.MESSAGE_LAG, "destination") == {"tickets": 2, adapter.destination(queue): 2}
+        assert telemetry.by(names.MESSAGE_LAG, "lag_source") == {"producer": 4}
+        assert telemetry.seconds(names.MESSAGE_LAG) == 28
+
+    async def test_lag_of_the_last_iterated_message_is_recorded_too(self, adapter, queue, telemetry, clock):
+        """A message after which the loop is left, and that no hop took, has its lag recorded when the iterator ends."""
+        client = await adapter.client()
+        await self._send(adapter, client, queue)
+        clock.now += 7 * SECOND
+        async for message in await adapter.iterate(client, queue):
+            await adapter.settle(message, "ack")
+            break
+        await eventually(lambda: gc.collect() >= 0 and telemetry.count(names.MESSAGE_LAG))
+        assert telemetry.seconds(names.MESSAGE_LAG, destination=adapter.destination(queue)) == 7
 
     @pytest.mark.parametrize("how", ["ack", "nack", "reject"])
     async def test_settlements_are_timed(self, adapter, queue, telemetry, how):
@@ -82,7 +92,7 @@ class Facts(Suite):
             message = await self._fetched(adapter, client, queue)
             await adapter.settle(message, "ack")
 
-    async def test_a_settlement_that_fails_settles_nothing(self, adapter, queue, telemetry):
+    async def test_a_settlement_that_fails_is_timed_with_its_error(self, adapter, queue, telemetry):
         """A settlement that raises is timed with its error, goes on unchanged, and does not decide how its hop ends."""
         client = await adapter.client()
         await self._send(adapter, client, queue)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 import redis.asyncio
@@ -32,6 +32,14 @@ class HeldUp(redis.asyncio.Redis):
         if self.before_send is not None and args[0] in SENDS:
             await self.before_send()
         return await super().execute_command(*args, **options)
+
+
+class Done:
+    """Something to await, or not: Pub/Sub calls a plain function and lets go of what it returns."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
 
 
 class RedisAdapter:
@@ -98,8 +106,9 @@ class RedisAdapter:
 
         return items()
 
-    async def settle(self, native: Any, how: How) -> Any:
-        """Do nothing: there is nothing to settle."""
+    def settle(self, native: Any, how: How) -> Awaitable[None]:
+        """There is nothing to settle."""
+        return Done()
 
     def body(self, native: Any) -> bytes:
         return native

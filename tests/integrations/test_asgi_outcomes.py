@@ -269,6 +269,21 @@ async def test_a_server_that_cannot_send_is_a_cancelled_request(telemetry):
     }
 
 
+async def test_a_failure_after_the_client_hung_up_is_still_a_failure(telemetry):
+    """An application that breaks by itself has failed, whether or not somebody still listened."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "http.disconnect"
+        raise KeyError("missing")
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(KeyError):
+        await rtobs.wrap(app)({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, None)
+    assert telemetry.by(names.ACCEPT_DURATION, "outcome", "error_category") == {("failed", "internal"): 1}
+
+
 async def test_a_cancelled_task_is_a_cancelled_request(telemetry):
     """A request whose task is cancelled ends cancelled, and the cancellation goes on."""
 

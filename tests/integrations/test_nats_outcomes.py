@@ -124,7 +124,7 @@ ROWS = [
     Row("given back at the last delivery", RESET, nak, TRANSPORT, {"dead_lettered": 1}, "dead_lettered",
         consumer=LAST, reason="tries_used_up"),
     Row("error leaves at the last delivery", RESET, leave, TRANSPORT, {"dead_lettered": 1}, "dead_lettered",
-        consumer=LAST, raises=True, reason="tries_used_up"),
+        consumer=LAST, raises=True),
     Row("error, acked at the last delivery", RESET, ack, TRANSPORT, {"failed": 1}, "ok", consumer=LAST),
 ]  # fmt: skip
 
@@ -274,7 +274,7 @@ async def test_a_consumer_killed_in_the_middle_is_followed_by_the_second_attempt
     context = client.jetstream()
     config = ConsumerConfig(
         durable_name="worker", deliver_group="worker", deliver_subject=f"to-{stream}", filter_subject=stream,
-        ack_wait=0.5,
+        ack_wait=2.0,
     )  # fmt: skip
     await context._jsm.add_consumer(stream, config)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
@@ -308,7 +308,7 @@ async def test_a_consumer_killed_in_the_middle_is_followed_by_the_second_attempt
     assert span.attributes["rtobs.attempt"] == 2
     assert telemetry.by(names.MESSAGE_REDELIVERED, "destination") == {stream: 1}
     lag, age = telemetry.seconds(names.MESSAGE_LAG), telemetry.seconds(names.END_TO_END)
-    assert lag > 0.4  # it waited for the dead process
+    assert lag > 1.5  # it waited for the dead process
     assert handled[0] - after - 0.05 <= lag <= handled[0] - before
     assert handled[0] - after <= age <= handled[1] - before
     assert telemetry.by(names.INTENTS, "channel") == {"webhook": 1, "email": 1}
