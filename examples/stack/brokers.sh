@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs and starts the brokers that the tests talk to, where they do not answer yet:
 # RabbitMQ on 5672, Redis on 6379, NATS with JetStream on 4222. All of them listen on 127.0.0.1 only.
-# Does nothing where all answer. Knows Debian and Ubuntu; elsewhere it says what to do.
+# Installs Prometheus too, which the tests start themselves. Does nothing where all is there. Knows Debian and Ubuntu; elsewhere it says what to do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -68,8 +68,17 @@ for broker in rabbitmq nats; do
         echo "All brokers answer. The program ${PACKAGE[$broker]} is not installed: tests that stop it will be skipped." >&2
     fi
 done
-if [ ${#silent[@]} -eq 0 ]; then
+prometheus=present
+command -v prometheus >/dev/null || prometheus=missing
+if [ ${#silent[@]} -eq 0 ] && [ "$prometheus" = present ]; then
     echo "RabbitMQ, Redis and NATS answer on 127.0.0.1."
+    exit 0
+fi
+
+if [ ${#silent[@]} -eq 0 ] && { ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; }; then
+    if command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then exec sudo -n bash "$PWD/brokers.sh"; fi
+    echo "RabbitMQ, Redis and NATS answer on 127.0.0.1. The program prometheus is not installed, and cannot be without" \
+        "root on Debian or Ubuntu: tests that run it will be skipped." >&2
     exit 0
 fi
 
@@ -96,6 +105,7 @@ missing=()
 for broker in "${silent[@]}"; do
     [ -x "${PROGRAM[$broker]}" ] || missing+=("${PACKAGE[$broker]}")
 done
+[ "$prometheus" = present ] || missing+=(prometheus) # the program only: each test starts one of its own
 if [ ${#missing[@]} -gt 0 ]; then
     echo "Installing ${missing[*]} …"
     install "${missing[@]}"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +90,7 @@ def test_any_utf_8_header_and_destination_round_trips_exactly(queue: str, user: 
         support.stop()
 
 
+@pytest.mark.slow
 def test_20_000_tenants_stay_in_budget_and_a_second_process_names_the_same_ones(tmp_path: Path) -> None:
     """Totals stay exact, declared and early tenants keep their names, and the consumer agrees tenant by tenant."""
     script = str(Path(__file__).with_name("tenants.py"))

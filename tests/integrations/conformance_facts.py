@@ -156,6 +156,7 @@ class Facts(Suite):
         assert hop.correlation_id != correlation_id
         assert consumed.parent is None
         assert consumed.context.trace_id != sent.context.trace_id
+        assert telemetry.count(names.PROPAGATION_MISSING) == 0  # it is there, and not believed
         expected = [sent.context.span_id] if trust == "link" else []
         assert [link.context.span_id for link in consumed.links] == expected
 

@@ -15,11 +15,13 @@ from typing import Any
 import redis.asyncio
 
 import rtobs
+from rtobs import _conventions as names
 from rtobs._hop import leaf
 from rtobs._journey import envelope
 from tests.integrations.adapter import Handler, How
 
 GROUP = "workers"
+CONNECTIONS = 20
 SENDS = {"XADD", "PUBLISH", "RPUSH"}
 
 
@@ -56,10 +58,13 @@ class RedisAdapter:
         self._clients: list[HeldUp] = []
         self._queues: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stops: list[Callable[[], Awaitable[None]]] = []
 
     async def client(self, *, wrapped: bool = True, **options: Any) -> HeldUp:
         client = HeldUp.from_url(self._url)
         self._clients.append(client)
+        # asyncio keeps for a connection the context that it was opened in, and with it the hop; so not in one.
+        await asyncio.gather(*(client.ping() for _ in range(CONNECTIONS)))
         return rtobs.wrap(client, **{**self.options, **options}) if wrapped else client
 
     async def declare(self, queue: str, *, dead_letter: str | None = None) -> None:
@@ -74,25 +79,30 @@ class RedisAdapter:
     async def callback(
         self, client: HeldUp, queue: str, handler: Handler, *, prefetch: int = 16
     ) -> Callable[[], Awaitable[None]]:
-        """Read with a connection of its own, as a worker does, and handle each message in a task of its own."""
+        """Read as a worker does, and handle each message in a task of its own, in a hop."""
 
         async def one(native: Any) -> None:
-            with contextlib.suppress(ValueError, asyncio.CancelledError), rtobs.consume(queue, native):
+            decorated = hasattr(handler, "__rtobs_consume__")
+            hop = contextlib.nullcontext() if decorated else rtobs.consume(queue, native)
+            with contextlib.suppress(asyncio.CancelledError), hop:
                 result = handler(native)
                 if inspect.isawaitable(result):
                     await result
 
+        stopped = asyncio.Event()
+
         async def loop() -> None:
-            while True:
+            while not stopped.is_set():
                 for native in await self.wait(client, queue, prefetch):
                     self.spawn(one(native))
 
         task = self.spawn(loop())
 
         async def stop() -> None:
-            task.cancel()
-            await asyncio.wait([task])
+            stopped.set()  # redis-py may lose a cancellation
+            await task
 
+        self._stops.append(stop)
         return stop
 
     async def wait(self, client: HeldUp, queue: str, most: int) -> list[Any]:
@@ -129,6 +139,8 @@ class RedisAdapter:
         client.before_send = hook
 
     async def close(self) -> None:
+        for stop in self._stops:
+            await stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -145,6 +157,7 @@ class StreamsAdapter(RedisAdapter):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._came: dict[bytes, tuple[HeldUp, str]] = {}
+        self._last: Any = None
 
     async def declare(self, queue: str, *, dead_letter: str | None = None) -> None:
         await super().declare(queue)
@@ -152,9 +165,12 @@ class StreamsAdapter(RedisAdapter):
             await client.xgroup_create(queue, GROUP, mkstream=True)
 
     async def send(self, client: HeldUp, queue: str, body: bytes, headers: Mapping[str, str] | None = None) -> Any:
-        return await client.xadd(queue, {"body": body, **(headers or {})})
+        given = dict(headers or {})
+        forwarded = {name: given.pop(name) for name in names.OWN_HEADERS if name in given}
+        field = {"rtobs": envelope.pack(forwarded)} if forwarded else {}  # as an entry has it that is sent on
+        return await client.xadd(queue, {"body": body, **field, **given})
 
-    async def wait(self, client: HeldUp, queue: str, most: int, block: int | None = 10_000) -> list[Any]:
+    async def wait(self, client: HeldUp, queue: str, most: int, block: int | None = 20) -> list[Any]:
         reply = await client.xreadgroup(GROUP, "first", {queue: ">"}, count=most, block=block)
         entries = reply[0][1] if reply else []
         for entry_id, _ in entries:
@@ -166,7 +182,7 @@ class StreamsAdapter(RedisAdapter):
         return entries[0] if entries else None
 
     async def settle(self, native: Any, how: How) -> Any:
-        client, queue = self._came[native[0]]
+        self._last = client, queue = self._came.pop(native[0], self._last)
         return await client.xack(queue, GROUP, native[0])
 
     def body(self, native: Any) -> bytes:
@@ -187,7 +203,7 @@ class ListsAdapter(RedisAdapter):
         return await client.rpush(queue, body)
 
     async def wait(self, client: HeldUp, queue: str, most: int) -> list[Any]:
-        found = await client.blpop([queue], timeout=10)
+        found = await client.blpop([queue], timeout=0.02)
         return [] if found is None else [found[1]]
 
     async def fetch(self, client: HeldUp, queue: str) -> Any:

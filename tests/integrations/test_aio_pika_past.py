@@ -376,6 +376,7 @@ def test_the_release_is_when_the_latest_death_moved_it():
         (None, "dead", None),
         ({}, "dead", None),
         ({"x-dead-letter-exchange": "dlx"}, "dead", True),
+        ({"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "wait"}, "dead", True),
         ({"x-dead-letter-exchange": ""}, "dead", True),
         ({"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}, "dead", True),
         ({"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "wait"}, "dead", False),

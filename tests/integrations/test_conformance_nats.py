@@ -12,7 +12,6 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import TimeoutError as NothingCameError
 from nats.js.api import ConsumerConfig
 
 import rtobs
@@ -146,7 +145,7 @@ class JetStreamAdapter(NatsAdapter):
             pull = self._pulls[client, queue] = await client.jetstream().pull_subscribe(queue, "fetching", queue)
         try:
             return (await pull.fetch(timeout=0.05))[0]
-        except NothingCameError:
+        except TimeoutError:
             return None
 
     async def settle(self, native: Msg, how: How) -> Any:
@@ -197,7 +196,7 @@ class CoreAdapter(NatsAdapter):
     async def fetch(self, client: Held, queue: str) -> Msg | None:
         try:
             return await self._mailboxes[client][queue].next_msg(timeout=0.05)
-        except NothingCameError:
+        except TimeoutError:
             return None
 
     async def settle(self, native: Msg, how: How) -> Any:
@@ -246,7 +245,7 @@ class TestJetStream(Nats):
         await super().test_settlements_are_timed(adapter, queue, telemetry, how)
 
     async def test_a_terminated_message_is_a_dead_letter(self, adapter, queue, telemetry):
-        """A term counts one duration under nack; inside a hop it ends the message as dead-lettered, after it no more."""
+        """A term counts one duration under nack; in a hop it ends the message as dead-lettered, after it no more."""
         client = await adapter.client()
         for number in (1, 2):
             await self._send(adapter, client, queue)

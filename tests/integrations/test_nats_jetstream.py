@@ -12,12 +12,15 @@ import nats.js.errors
 import pytest
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
+from opentelemetry.context import get_current
 
 import rtobs
 from rtobs import _conventions as names
+from rtobs.integrations import _nats
+from rtobs.integrations import nats as leaf
 from tests.integrations.adapter import NOWHERE, here
 from tests.integrations.nats_support import BODY, Nats, ends, processed, promised, settled
-from tests.support.telemetry import SECOND
+from tests.support.telemetry import SECOND, start, stop
 from tests.support.timing import eventually
 
 
@@ -86,8 +89,9 @@ async def test_an_asynchronous_publish_ends_with_its_future(context, stream, tel
     """The hop of publish_async lasts until the stream's acknowledgement; what follows the call is outside of it."""
     with rtobs.accept("/orders") as hop:
         hop.intend("webhook")
+        place = here()
         future = await context.publish_async(stream, BODY)
-        assert here().span_id not in {0, *(span.context.span_id for span in telemetry.spans())}
+        assert here() == place
         assert telemetry.spans("publish") == []
         clock.now += 5 * SECOND
         await future
@@ -124,7 +128,9 @@ async def test_an_asynchronous_publish_in_a_publish_hop_is_that_hop(server, cont
     """publish_async in a `with rtobs.publish` block is one send, failed if it failed while the block was open."""
     subject = server.unique("nowhere") if result == "refused" else stream
     with rtobs.publish("orders"):
+        around = get_current()
         future = await context.publish_async(subject, BODY)
+        assert get_current() == around
         if result != "left alone":
             await asyncio.wait([future])
     if result == "refused":
@@ -193,7 +199,7 @@ async def test_a_batch_is_one_receive_linked_to_its_messages(context, stream, te
             await message.ack()
     assert [span.parent.span_id for span in telemetry.spans("consume")] == [span.context.span_id for span in sent]
     assert telemetry.by(names.CLIENT_DURATION, "operation") == {"send": 5, "receive": 1, "ack": 5}
-    with pytest.raises(nats.errors.TimeoutError):
+    with pytest.raises(TimeoutError):
         await pull.fetch(5, timeout=0.05)
     assert telemetry.count(names.CLIENT_DURATION, operation="receive") == 1
 
@@ -371,6 +377,104 @@ async def test_errors_of_consumers_are_the_clients_own(server, telemetry):
             await outcome(pull.unsubscribe()), await outcome(push.unsubscribe()), await outcome(push.unsubscribe()),
         ]  # fmt: skip
     assert found[True] == found[False]
+
+
+async def _by_fetch(context: JetStreamContext, stream: str) -> None:
+    pull = await context.pull_subscribe(stream, "worker")
+    for _ in range(100):
+        await context._nc.publish(stream, BODY)
+    left = 100
+    while left:
+        for message in await pull.fetch(left, timeout=5):
+            left -= 1
+            with rtobs.consume("orders", message):
+                await message.ack()
+    await pull.unsubscribe()
+
+
+async def _by_iterator(context: JetStreamContext, stream: str) -> None:
+    subscription = await context._nc.subscribe(stream)
+    for _ in range(100):
+        await context._nc.publish(stream, BODY)
+        with rtobs.consume("orders", await anext(subscription.messages)):
+            pass
+    await subscription.unsubscribe()
+
+
+async def _by_request(context: JetStreamContext, stream: str) -> None:
+    async def answer(message: Any) -> None:
+        await message.respond(b"")
+
+    subscription = await context._nc.subscribe(f"asked-{stream}", cb=answer)
+    for _ in range(100):
+        await context._nc.request(f"asked-{stream}", BODY, timeout=5)
+    await subscription.unsubscribe()
+
+
+async def _by_publish_async(context: JetStreamContext, stream: str) -> None:
+    for future in [await context.publish_async(f"{stream}.{number}", BODY) for number in range(100)]:
+        await future
+
+
+@pytest.mark.parametrize("batch", [_by_fetch, _by_iterator, _by_request, _by_publish_async])
+async def test_nothing_is_left_of_two_thousand_messages_each_way(context, stream, telemetry, batch):
+    """After 2,000 messages that were fetched, iterated, requested or sent asynchronously no more objects live."""
+
+    async def run(batches: int) -> int:
+        for _ in range(batches):
+            await batch(context, stream)
+        await asyncio.sleep(0)  # tasks of subscriptions end
+        telemetry.forget()
+        gc.collect()
+        return len(gc.get_objects())
+
+    await run(3)  # caches fill
+    before = await run(1)
+    assert await run(20) - before < 200
+
+
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (_nats, "place"), (_nats, "delivery"), (_nats, "size"), (leaf, "describe"), (leaf, "_stored"),
+        (leaf, "_source"), (leaf, "_sent"), (leaf, "_headers"),
+    ],
+)  # fmt: skip
+async def test_a_fault_of_ours_does_not_hurt_the_host(server, monkeypatch, module, step):
+    """Whichever step of the leaf fails, messages are sent, handled and settled as without it, and it is counted."""
+    telemetry = start(strict=False)
+    stream = await server.stream("orders", storage="memory")
+    client, handled = await server.connect(), []
+    context, subject = client.jetstream(), server.unique("core")
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError(step)
+
+    monkeypatch.setattr(module, step, fail)
+
+    async def handle(message: Any) -> None:
+        handled.append(message.data)
+        if message.reply and stream in message.subject:
+            await message.ack()
+
+    try:
+        await client.subscribe(subject, cb=handle)
+        waiting = await client.subscribe(subject)
+        await context.subscribe(stream, cb=handle, manual_ack=True)
+        pull = await context.pull_subscribe(stream, "worker")
+        await client.publish(subject, b"1")
+        await client.publish(subject, b"2", headers={"a": "b"})
+        await context.publish(stream, b"3")
+        await (await context.publish_async(stream, b"4"))
+        assert (await waiting.next_msg()).data == b"1"
+        assert (await anext(waiting.messages)).headers["a"] == "b"
+        for message in await pull.fetch(2, timeout=5):
+            await message.ack_sync()
+        await eventually(lambda: sorted(handled) == [b"1", b"2", b"3", b"4"])
+        assert telemetry.count(names.INTERNAL_ERRORS) > 0
+        assert server.errors == []
+    finally:
+        stop()
 
 
 # Where messages go on ------------------------------------------------------------------------------------------------

@@ -146,6 +146,9 @@ async def use() -> None:
     client = rtobs.wrap(httpx.AsyncClient(), trust="trusted", carrier=False, envelope=False, correlation=True)
     assert_type(client, httpx.AsyncClient)
     assert_type(rtobs.integrations.unwrap(client), httpx.AsyncClient)
+    watch = rtobs.integrations.watch(connection, ["push"], interval=15.0, slots=10)
+    watch.stop()
+    rtobs.integrations.watch(connection, {"push": "main", "push.dead": "dead"}).stop()
 
 
 errors: tuple[type[RtobsError], ...] = (ConfigError, UnsupportedError)

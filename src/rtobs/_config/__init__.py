@@ -19,8 +19,9 @@ from rtobs import _guard
 from rtobs._config import arguments, environment, outputs, process
 from rtobs._config.arguments import Logs, LogSink, Settings
 from rtobs._conventions import Label
-from rtobs._hop import engine, hop, leaf
+from rtobs._hop import engine, hop, leaf, watching
 from rtobs._hop.runtime import Runtime, runtime
+from rtobs._hop.slots import slots
 from rtobs._journey import classify, journey
 from rtobs._journey.outcome import ErrorCategory, Step
 from rtobs.errors import ConfigError
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
     from rtobs._export.pipeline import Pipeline
+    from rtobs._export.prometheus import Scrape
     from rtobs._telemetry.metrics import MetricSink, Registry
     from rtobs._telemetry.spans import SpanSink
+    from rtobs._telemetry.workers import WorkerSink
 
 __all__ = ["LogSink", "Logs", "configure", "flush", "shutdown"]
 
@@ -43,8 +46,16 @@ class _Bound:
     registry: Registry
     metric_sink: MetricSink
     span_sink: SpanSink
+    worker_sink: WorkerSink
     pipeline: Pipeline
+    scrape: Scrape | None
     tracer: Any
+
+    def shutdown(self, timeout: float) -> bool:
+        """Let nothing leave any more, after what is finished has left or *timeout* seconds are over."""
+        if self.scrape is not None:
+            self.scrape.stop()
+        return self.pipeline.shutdown(timeout)
 
 
 _lock = threading.RLock()
@@ -95,6 +106,7 @@ def configure(
         logs=arguments.log_target(logs),
         wire_key=arguments.key(wire_key),
     )
+    environment.check_scraping()
     chain, raising = arguments.flag("sigterm", sigterm), arguments.flag("strict", strict)
     if chain and not process.in_main_thread():
         raise ConfigError(
@@ -102,7 +114,7 @@ def configure(
         )
     with _lock:
         if _bound is not None:
-            shutdown(1.0)
+            _bound.shutdown(1.0)
             _guard.forget()  # what was counted has been exported with the series that end here
         _settings = settings
         classify.reset()
@@ -150,6 +162,7 @@ def _bind_rooms(settings: Settings) -> None:
     from rtobs._telemetry.labels import LabelGuard
     from rtobs._telemetry.metrics import MetricSink, Registry
     from rtobs._telemetry.spans import SpanSink
+    from rtobs._telemetry.workers import WorkerSink
 
     pinned = {Label.TENANT: settings.tenants, Label.CHANNEL: tuple(settings.promises)}
     registry = Registry(LabelGuard(pinned), runtime.wall_ns())
@@ -164,6 +177,8 @@ def _bind_rooms(settings: Settings) -> None:
     )  # fmt: skip
     metric_sink = MetricSink(registry, exemplars=tracer is not None)
     span_sink = SpanSink(tracer, settings.slow, settings.high_value)
+    worker_sink = WorkerSink()
+    slots.restart()
     sink: LogSink
     if callable(logs):
         sink = logs
@@ -173,6 +188,7 @@ def _bind_rooms(settings: Settings) -> None:
 
     def begin(record: Any) -> bool:
         metric_sink.begin(record)
+        worker_sink.begin(record)
         return span_sink.begin(record)
 
     runtime.begin = begin
@@ -184,9 +200,11 @@ def _bind_rooms(settings: Settings) -> None:
     runtime.propagate_to = settings.propagate_to
     runtime.wire_key = settings.wire_key
     # Spans first: exemplars point at what is kept.
-    runtime.sinks = (span_sink, metric_sink, EventSink(sink, service, settings.slow))
+    runtime.sinks = (span_sink, metric_sink, worker_sink, EventSink(sink, service, settings.slow))
+    runtime.at_collection["workers"] = worker_sink.read
     _bind_receipts(settings)
-    _bound = _Bound(registry, metric_sink, span_sink, pipeline, tracer)
+    scrape = environment.scrape(registry)
+    _bound = _Bound(registry, metric_sink, span_sink, worker_sink, pipeline, scrape, tracer)
     if exporters.wants("metrics"):
         pipeline.start()
 
@@ -273,8 +291,13 @@ def shutdown(timeout: float = 5.0) -> bool:
     Returns:
         True if everything was exported in time.
     """
+    for stop in tuple(runtime.on_shutdown):
+        try:
+            stop()
+        except Exception as error:  # noqa: BLE001  what is finished is exported all the same
+            _guard.fault("config.shutdown", error)
     bound = _bound
-    return bound.pipeline.shutdown(timeout) if bound is not None else True
+    return bound.shutdown(timeout) if bound is not None else True
 
 
 def flush(timeout: float = 5.0) -> bool:
@@ -301,10 +324,15 @@ def _after_fork_in_child() -> None:
     while record is not None:  # the hops around the fork are the parent's to end
         record.ended = True
         record = record.parent
+    slots.clear()
+    watching.after_fork()
     bound = _bound
     if bound is not None:
         bound.registry.reset(time.time_ns())
+        bound.worker_sink.reset()
         bound.pipeline.after_fork()
+        if bound.scrape is not None:
+            bound.scrape.after_fork()
         runtime.prepare, runtime.ready = _resume, False
 
 
@@ -320,6 +348,8 @@ def _resume() -> None:
             found: Resource = getattr(bound.tracer, "resource", before)
             found = environment.another_instance(environment.completed(found, _settings.service), before)
             bound.pipeline.resume(found)
+            if bound.scrape is not None:
+                _guard.tell("prometheus", "Prometheus scraping is off in this process: %s", environment.ADVICE)
         except Exception as error:  # noqa: BLE001  as in _bind
             _guard.fault("config.resume", error)
 

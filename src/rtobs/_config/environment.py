@@ -9,12 +9,17 @@ import math
 import os
 import uuid
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rtobs import _guard
+from rtobs.errors import ConfigError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
+
+    from rtobs._export.prometheus import Scrape
+    from rtobs._telemetry.metrics import Registry
 
 _INSTANCE = "service.instance.id"
 _SERVICE = "service.name"
@@ -69,6 +74,54 @@ def _exporter(signal: str, module: str, cls: str) -> Callable[[], Any]:
         return getattr(import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), cls)()
 
     return make
+
+
+# Scraping ------------------------------------------------------------------------------------------------------------
+
+_PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
+_HOST = "OTEL_EXPORTER_PROMETHEUS_HOST"
+_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+_MOST_PORT = 65_535
+ADVICE = (
+    "a process that forks workers cannot be scraped as a whole: each scrape would reach one worker at random. "
+    "Push instead: OTEL_METRICS_EXPORTER=otlp and OTEL_EXPORTER_OTLP_ENDPOINT=<your collector>"
+)
+
+
+def _scraped() -> bool:
+    chosen = {word.strip() for word in _word("OTEL_METRICS_EXPORTER").split(",")}
+    return "prometheus" in chosen and not disabled()
+
+
+def _why_not_scraped() -> str:
+    """Return why Prometheus, which is wanted, cannot scrape this process, and what to do; empty: it can."""
+    if find_spec("prometheus_client") is None:
+        return 'prometheus-client is not installed; run: pip install "rtobs[prometheus]"'
+    if os.environ.get(_MULTIPROCESS):
+        return f"{_MULTIPROCESS} is set, and {ADVICE}"
+    port = _word(_PORT)
+    if port and not (port.isdecimal() and int(port) <= _MOST_PORT):
+        return f"{_PORT} must be a port number; got {port!r}"
+    return ""
+
+
+def check_scraping() -> None:
+    """Raise a ConfigError where ``OTEL_METRICS_EXPORTER`` names Prometheus and that cannot work."""
+    if _scraped() and (why := _why_not_scraped()):
+        raise ConfigError(f"rtobs.configure: OTEL_METRICS_EXPORTER names prometheus, but {why}")
+
+
+def scrape(registry: Registry) -> Scrape | None:
+    """Let Prometheus scrape *registry* if that is wanted; where it cannot be, tell why and go on without."""
+    if not _scraped():
+        return None
+    if why := _why_not_scraped():
+        _guard.tell("prometheus", "OTEL_METRICS_EXPORTER names prometheus, but %s", why)
+        return None
+    from rtobs._export.prometheus import Scrape
+
+    port = _word(_PORT)
+    return Scrape(registry, int(port) if port else None, os.environ.get(_HOST) or "127.0.0.1")
 
 
 def seconds(variable: str, default: float) -> float:

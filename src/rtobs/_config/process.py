@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-_LOCKED = ("rtobs._telemetry.", "rtobs._export.", "rtobs._guard", "rtobs._hop.leaf", "rtobs._hop.hop")
+_LOCKED = ("rtobs._telemetry.", "rtobs._export.", "rtobs._guard", "rtobs._hop.leaf", "rtobs._hop.hop",
+           "rtobs._hop.slots", "rtobs._hop.watching")  # fmt: skip
 """Modules that hold locks of ours."""
 _AGAIN_SECONDS = 0.01
 

@@ -146,7 +146,7 @@ def check_encodable(span: ReadableSpan) -> None:
 
 def log_record(event: Mapping[str, Any], resource: Resource, now_ns: int) -> ReadableLogRecord:
     """Return one log event as the SDK's log record: the event's name is body and event name."""
-    fields = {name: value for name, value in event.items() if value not in ("", None)}
+    fields = {name: v for name, v in event.items() if name in names.REQUIRED_LOG_KEYS or v not in ("", None)}
     name = str(fields.pop(LogKey.EVENT, ""))
     level = str(fields.pop(LogKey.LEVEL, "info"))
     fields.pop(LogKey.TIMESTAMP, None)

@@ -1,19 +1,19 @@
 """Scraping: our series as a collector in ``prometheus_client``'s registry, with exemplars in OpenMetrics.
 
 Names come from the one name function of ``_conventions``, so that a scrape and OTLP agree. A process that forks
-workers cannot be scraped as a whole: refused, with advice. Must not know hops or brokers.
+workers cannot be scraped as a whole: refused, with advice. Must not know hops, brokers or the environment.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Iterable, Iterator
+from math import isinf
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, start_http_server
 from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from rtobs import _conventions as names
 from rtobs import _guard
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from rtobs._telemetry.metrics import Exemplar as OwnExemplar
     from rtobs._telemetry.metrics import Point, Registry, Snapshot
 
-PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
-HOST = "OTEL_EXPORTER_PROMETHEUS_HOST"
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-ADVICE = (
-    "a process that forks workers cannot be scraped as a whole: each scrape would reach one worker at random. "
-    "Push instead: OTEL_METRICS_EXPORTER=otlp and OTEL_EXPORTER_OTLP_ENDPOINT=<your collector>"
-)
 _SCOPE_LABEL = "otel_scope_name"
 
 
@@ -37,16 +30,21 @@ class OwnCollector(Collector):
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self.refused = False
 
     def describe(self) -> Iterable[Any]:
         """Say nothing: names are ours alone, and asking must not collect."""
         return ()
 
     def collect(self) -> Iterator[Any]:
-        """Yield one family for each instrument."""
-        for snapshot in self._registry.collect():
-            if snapshot.points:
-                yield _family(snapshot)
+        """Return one family for each instrument; a fault of ours must not cost the host the rest of its page."""
+        if self.refused:
+            return iter(())
+        try:
+            return iter([_family(snapshot) for snapshot in self._registry.collect() if snapshot.points])
+        except Exception as error:  # noqa: BLE001  see above
+            _guard.fault("prometheus.collect", error)
+            return iter(())
 
 
 def _family(snapshot: Snapshot) -> Any:
@@ -73,7 +71,7 @@ def _buckets(point: Point, bounds: tuple[float, ...]) -> list[tuple[str, float, 
     for bound, count in zip((*bounds, float("inf")), point.counts, strict=True):
         total += count
         inside = next((one for one in point.exemplars if below < one.value <= bound), None)
-        buckets.append((floatToGoString(bound), total, _exemplar(inside)))
+        buckets.append(("+Inf" if isinf(bound) else str(float(bound)), total, _exemplar(inside)))
         below = bound
     return buckets
 
@@ -88,31 +86,33 @@ def _exemplar(one: OwnExemplar | None) -> Exemplar | None:
 class Scrape:
     """The collector while it is registered, and the port while one is open."""
 
-    def __init__(self, registry: Registry) -> None:
-        """Register; with ``OTEL_EXPORTER_PROMETHEUS_PORT`` set, serve the registry there too."""
+    def __init__(self, registry: Registry, port: int | None, host: str) -> None:
+        """Register; with a *port*, serve the whole registry of ``prometheus_client`` there too."""
         self._collector = OwnCollector(registry)
         self._server: Any = None
         REGISTRY.register(self._collector)
-        port = os.environ.get(PORT)
-        if port:
-            self._server, _ = start_http_server(int(port), os.environ.get(HOST) or "127.0.0.1")
+        if port is None:
+            return
+        try:
+            self._server, _ = start_http_server(port, host)
+        except OSError as error:  # the host goes on, and may serve the registry itself
+            _guard.tell("prometheus.port", "Prometheus cannot scrape %s:%d: %s", host, port, error.strerror)
 
     def stop(self) -> None:
-        """Unregister and close the port."""
-        try:
+        """Unregister and close the port. May be called twice."""
+        with contextlib.suppress(KeyError):  # unregistered before
             REGISTRY.unregister(self._collector)
-        except KeyError:  # somebody cleared the registry
-            _guard.log.debug("the collector was unregistered by somebody else")
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
 
     def after_fork(self) -> None:
-        """Refuse in a forked worker: its numbers would be one worker's, found at random."""
-        self._server = None
-        try:
-            REGISTRY.unregister(self._collector)
-        except KeyError:
-            return
-        _guard.tell("prometheus.prefork", "Prometheus scraping is off in this worker: %s", ADVICE)
+        """Show nothing in a forked worker, and leave the port to its parent.
+
+        Nothing is unregistered: another thread may have held the registry's lock at the fork.
+        """
+        self._collector.refused = True
+        server, self._server = self._server, None
+        if server is not None:
+            server.socket.close()

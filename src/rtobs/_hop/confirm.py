@@ -59,6 +59,9 @@ class ConfirmedSend(leaf.Send):
         error = asyncio.CancelledError() if future.cancelled() else getattr(future, "_exception", None)
         if self.record is None or self.record.ended:
             return
-        if error is None and self._confirmed is not None:
-            self._confirmed(future.result())
+        try:
+            if error is None and self._confirmed is not None:
+                self._confirmed(future.result())
+        except Exception as fault:  # noqa: BLE001  the hop ends all the same
+            _guard.fault("leaf.send", fault)
         super().__exit__(None, error, None)

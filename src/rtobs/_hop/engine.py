@@ -25,7 +25,7 @@ from rtobs._journey.carrier import NOTHING, Parent
 from rtobs._journey.journey import Journey, new_correlation_id, new_span_id, new_trace_id
 from rtobs._journey.message import Message, Trust
 from rtobs._journey.record import HopRecord, Kind
-from rtobs._journey.span import CurrentSpan
+from rtobs._journey.span import SAMPLED, CurrentSpan
 
 HOP_KEY = create_key("rtobs-hop")
 
@@ -86,7 +86,8 @@ def _from_message(  # noqa: C901  what each trust believes, side by side
         found = carrier.extract_link(headers)
     journey = found.journey
     if journey is None:
-        record.missing_carrier = record.kind == "consume"
+        unread = trust == "ignore" or (trust == "link" and found.parent is not None)  # not believed is not missing
+        record.missing_carrier = record.kind == "consume" and not unread
         journey = _new_journey(record)
     elif not journey.created_us:  # known from baggage only: another language carried it on
         journey.created_us = record.wall_ns // 1000
@@ -229,8 +230,9 @@ def headers_of(record: HopRecord, attempt: int = 1) -> dict[str, str]:
     if journey is None:
         return {}
     foreign = baggage.get_all()
+    flags = record.flags | SAMPLED if journey.kept else record.flags
     return carrier.write(
-        journey, record.trace_id, record.span_id, record.flags, runtime.wall_ns() // 1000, attempt=attempt,
+        journey, record.trace_id, record.span_id, flags, runtime.wall_ns() // 1000, attempt=attempt,
         channel=record.promise_channel, intent=record.promise_id, tracestate=record.tracestate,
         foreign_baggage=carrier.format_baggage(foreign) if foreign else "", wire_key=runtime.wire_key,
     )  # fmt: skip

@@ -27,6 +27,8 @@ from rtobs._journey.record import HopRecord, Settlement
 
 LAYER_KEY = create_key("rtobs-send-layer")
 SUPPRESS = {_SUPPRESS_INSTRUMENTATION_KEY: True, "suppress_instrumentation": True}
+SLOW_CONFIRM_NS = 1_000_000_000
+"""A broker that takes longer than this to take one message holds its sender back."""
 _count_lock = threading.Lock()
 
 
@@ -51,7 +53,10 @@ class _Layer:
 
 
 def open_publish(name: str, ambient: HopRecord | None, message: Message | None = None) -> HopRecord:
-    """Start a publish hop, counted at its publisher; from the 33rd on it has a trace of its own."""
+    """Start a publish hop, counted at its publisher; from the 33rd on it has a trace of its own.
+
+    Not where an SDK span stands for it: that one's ids are fixed when it starts.
+    """
     sibling = ambient if ambient is not None and ambient.kind == "publish" else None
     publisher = sibling.parent if sibling is not None else ambient
     record = engine.start("publish", name, publisher or sibling, message=message)
@@ -62,7 +67,7 @@ def open_publish(name: str, ambient: HopRecord | None, message: Message | None =
         with _count_lock:
             publisher.sends += 1
             number = publisher.sends
-        if number > engine.FANOUT_LIMIT and publisher.kind != "job":
+        if number > engine.FANOUT_LIMIT and publisher.kind != "job" and record.adopted is None:
             engine.restart_trace(record, publisher)
     return record
 
@@ -70,11 +75,12 @@ def open_publish(name: str, ambient: HopRecord | None, message: Message | None =
 class Send:
     """``with Send(message) as send:`` round the client's own call; ``send.headers(existing)`` goes with it."""
 
-    __slots__ = ("_message", "_owner", "_previous", "record")
+    __slots__ = ("_begun_ns", "_message", "_owner", "_previous", "record")
 
     def __init__(self, message: Message) -> None:
         self._message = message
         self._owner = False
+        self._begun_ns = 0
         self._previous: Context | None = None
         self.record: HopRecord | None = None
 
@@ -92,12 +98,14 @@ class Send:
         layer = context.get(LAYER_KEY)
         if isinstance(layer, _Layer) and layer.record is ambient and not layer.record.ended and not layer.used:
             layer.used = True
-            record = layer.record
+            record = layer.record  # the send around times the broker
         elif ambient is not None and ambient.kind == "publish" and not ambient.ended and ambient.layer is None:
             record = ambient
+            self._begun_ns = runtime.monotonic_ns()
         else:
             record = open_publish(self._message.destination, ambient, self._message)
             record.auto = self._owner = True
+            self._begun_ns = record.start_ns
         self.record = record
         record.layer = own = _Layer(record)
         if self._owner:
@@ -138,6 +146,8 @@ class Send:
         if record is None:
             return
         try:
+            if self._begun_ns and runtime.monotonic_ns() - self._begun_ns > SLOW_CONFIRM_NS:
+                runtime.observe(names.BACKPRESSURE, 1, {names.Label.REASON: "slow_confirm"})
             if error is None:
                 record.send_error = None
                 count_promises(record)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable
 from rtobs._conventions import OTHER
 from rtobs._hop.runtime import runtime
 
-
 _MOST_WORKERS = 256
 """Names that are kept apart; further ones are one worker."""
 
@@ -55,6 +54,15 @@ class Slots:
         """Forget everything: a forked child has no consumers yet."""
         self._lock = threading.Lock()
         self._workers: dict[str, _Worker] = {}
+
+    def restart(self) -> None:
+        """Count seconds from zero, and forget workers that have no slots any more: series begin anew."""
+        now_ns = runtime.monotonic_ns()
+        with self._lock:
+            for name, worker in list(self._workers.items()):
+                if not worker.slots():
+                    del self._workers[name]
+                worker.seconds, worker.since_ns = 0.0, now_ns
 
     def put(self, key: Hashable, worker: str, slots: int | Callable[[], int | None]) -> None:
         """Let *worker* have *slots* from now on: a number its user declares, or what one consumer may hold when asked.

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import Context as EmptyContext
 from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from opentelemetry.context import Context, attach
 
@@ -172,7 +172,7 @@ class Watch:
                 for queue in self._queues:
                     group.create_task(self._follow(queue))
                 if probe:
-                    group.create_task(_probe_once())
+                    group.create_task(_measure_lag())
         except Exception as error:  # noqa: BLE001  the host goes on without its watch
             _guard.tally(names.INTERNAL_ERRORS, "watch")
             _guard.tell("watch", "rtobs.integrations.watch has ended: %s", redaction.error_text(error))
@@ -279,16 +279,16 @@ def after_fork() -> None:
 
 # The event loop ------------------------------------------------------------------------------------------------------
 
-_probed: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
-"""Event loops that a watch runs on, and how many probes look after each."""
+_probed: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+"""Event loops that a probe looks after."""
 
 
-async def _probe_once() -> None:
+async def _measure_lag() -> None:
     """Measure the lag of this event loop; of several watches on one loop, one does it at a time."""
     loop = asyncio.get_running_loop()
-    while _probed.get(loop):  # another watch's; this one takes over when that ends
+    while loop in _probed:  # noqa: ASYNC110  another watch's; this one takes over once that has ended
         await asyncio.sleep(1.0)
-    _probed[loop] = 1
+    _probed.add(loop)
     try:
         while True:
             pause = random.uniform(*_PROBE)  # noqa: S311  only to be out of step
@@ -297,4 +297,4 @@ async def _probe_once() -> None:
             lag = (runtime.monotonic_ns() - begun_ns) / 1e9 - pause
             runtime.observe(names.EVENTLOOP_LAG, max(lag, 0.0), {})
     finally:
-        _probed.pop(loop, None)
+        _probed.discard(loop)

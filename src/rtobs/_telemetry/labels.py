@@ -47,19 +47,24 @@ _OBEYED_TIMES = 4
 """How far beyond its own tenant budget a process obeys decisions made upstream."""
 _LONGEST = 64
 
-_RAW = re.compile(
+_RAW_WITHIN = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # UUID
-    r"|[^@\s]+@[^@\s]+\.[^@\s]+"  # e-mail
-    r"|\+?[0-9][0-9 ().-]{5,}[0-9]"  # phone, IPv4, long number
-    r"|[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:.]*"  # IPv6
-    r"|(?=[0-9a-f]*[0-9])[0-9a-f]{16,}",  # long hex
+    r"|[^@\s]@[^@\s]+\.[^@\s]"  # e-mail
+    r"|(?<![0-9a-z])(?=[a-f]*[0-9])[0-9a-f]{16,}(?![0-9a-z])",  # long hex
     re.IGNORECASE,
+)
+_RAW = re.compile(
+    r"\+?\(?[0-9][0-9 ()./-]{5,}[0-9]"  # phone, long number, date
+    r"|[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?::[0-9]{1,5})?"  # IPv4
+    r"|\[?[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:.]*(?:%[\w.]+)?(?:\]:[0-9]{1,5})?"  # IPv6
+    r"|[0-7][0-9a-hjkmnp-tv-z]{25}",  # ULID
+    re.IGNORECASE | re.ASCII,
 )
 
 
 def is_raw_identifier(value: str) -> bool:
-    """Tell whether *value* looks like a UUID, e-mail address, phone number, IP address or long hex number."""
-    return _RAW.fullmatch(value) is not None
+    """Tell whether *value* is a phone number, IP address, ULID or long number, or holds a UUID, e-mail or long hex."""
+    return _RAW.fullmatch(value) is not None or _RAW_WITHIN.search(value) is not None
 
 
 def _is_name(value: str) -> bool:

@@ -200,11 +200,7 @@ class Registry:
         for label, (used, limit) in self.guard.usage().items():
             self.observe(names.LABELS_USED, used, {Label.LABEL: label})
             self.observe(names.LABELS_LIMIT, limit, {Label.LABEL: label})
-        readings = [
-            (instrument, tuple(self.guard.label(label, labels[label]) for label in instrument.labels), value)
-            for read in tuple(runtime.at_collection.values())
-            for instrument, labels, value in read()
-        ]
+        readings = self._readings()
         with self.lock:
             for instrument in _READ:
                 self._used -= len(self._tables.pop(instrument.name, ()))
@@ -217,6 +213,19 @@ class Registry:
                 )
                 for name, table in self._tables.items()
             ]
+
+    def _readings(self) -> list[tuple[Instrument, tuple[str, ...], float]]:
+        """Ask for what is true now; a topic whose answer fails is left out, the others are exported."""
+        found: list[tuple[Instrument, tuple[str, ...], float]] = []
+        for topic, read in tuple(runtime.at_collection.items()):
+            try:
+                found += [
+                    (instrument, tuple(self.guard.label(label, labels[label]) for label in instrument.labels), value)
+                    for instrument, labels, value in read()
+                ]
+            except Exception as error:  # noqa: BLE001  it may ask a broker's client, and must not cost the export
+                _guard.fault(f"collect.{topic}", error)
+        return found
 
     def _tally(self, instrument: Instrument, guarded: tuple[str, ...], raw: tuple[str, ...], count: int) -> None:
         known = self._tallied.get((instrument.name, raw), 0)

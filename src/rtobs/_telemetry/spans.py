@@ -109,14 +109,11 @@ class SpanSink:
 
     def end(self, record: HopRecord) -> None:
         """Export an ended hop if it is sampled, or if there is a reason to keep it."""
-        if self._tracer is None:
-            return
         reason = keep_reason(record, self._slow, self._high_value)
         if reason:
-            record.keep_reason = reason
-            if not record.sampled and (record.adopted is None or (record.fallback and self._sdk is not None)):
-                record.sampled = True
-                record.span_context = record.adopted = None  # an SDK span that was not sampled recorded nothing
+            self._keep(record, reason)
+        if self._tracer is None:
+            return
         if record.sampled:
             _guard.tally(names.SAMPLING_KEPT, reason or "head")
         if record.adopted is not None:
@@ -128,6 +125,17 @@ class SpanSink:
                 return
             for span in readable(record, self._sdk.resource):
                 self._sdk.span_processor.on_end(span)
+
+    def _keep(self, record: HopRecord, reason: str) -> None:
+        """Export a hop whatever the head said, and let all that follows in its journey be kept too."""
+        record.keep_reason = reason
+        if record.journey is not None and not record.journey.kept:
+            record.journey.kept = reason
+        if record.fallback and self._sdk is not None and not record.adopted.is_recording():
+            record.adopted = None  # an SDK span that was not sampled has recorded nothing
+        if record.adopted is None and not record.sampled:
+            record.sampled = True
+            record.span_context = None
 
     def _complete(self, record: HopRecord, span: Any) -> None:
         """Put the hop's facts on the SDK span that stands for it; end it if it is ours."""

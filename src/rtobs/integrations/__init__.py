@@ -107,7 +107,8 @@ def unwrap(client: C) -> C:
 
 
 def watch(
-    client: object, destinations: Iterable[str] | Mapping[str, Role], *, interval: float = 15.0, slots: int | None = None
+    client: object, destinations: Iterable[str] | Mapping[str, Role], *, interval: float = 15.0,
+    slots: int | None = None,
 ) -> Watch:  # fmt: skip
     """Ask a broker again and again how many messages wait and how old the oldest is, and measure the event loop's lag.
 

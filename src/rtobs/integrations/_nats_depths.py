@@ -41,7 +41,7 @@ async def _depth(context: JetStreamContext, info: ConsumerInfo) -> Depth:
     messages = (info.num_pending or 0) + (info.num_ack_pending or 0)
     oldest_ns = 0
     done = info.ack_floor.stream_seq if info.ack_floor is not None else None
-    if messages and done is not None:
+    if messages and done is not None and not info.config.filter_subjects:  # of several, the server picks only one
         try:
             head = await context.get_msg(info.stream_name, seq=done + 1, subject=picked or ">", next=True)
             oldest_ns = int(head.time.timestamp() * 1e9) if head.time is not None else 0

@@ -6,7 +6,7 @@ one who added the entry chose it. A stream that nobody reads as a group is kept,
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import redis.asyncio
@@ -64,7 +64,7 @@ def _question(client: Any, key: str) -> _Question:
         raise LookupError(f"{key!r} is a Redis {kind}, neither a stream nor a list")
     found: list[Depth] = []
     for group in (yield client.xinfo_groups(key)):
-        found.append((yield from _group(client, key, group)))
+        found.append((yield from _group(client, key, group)))  # noqa: PERF401  a comprehension cannot yield
     return found or [Depth(key, (yield client.xlen(key)), waiting=False)]
 
 

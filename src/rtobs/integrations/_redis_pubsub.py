@@ -48,7 +48,7 @@ def _handlers(pubsub: Any, args: tuple[Any, ...], named: dict[str, Any]) -> tupl
 def _around(options: Options, name: object, callback: Any) -> Any:
     if text(name).startswith(_NOTICES):
         return callback
-    return handler.around(callback, functools.partial(_arrived, options))
+    return handler.around(callback, functools.partial(_arrived, options), awaits=False)
 
 
 def _arrived(options: Options, message: dict[str, Any]) -> Message:

@@ -138,7 +138,7 @@ def become(target: T, over: type, options: Options) -> T:
             for name, value in over.__dict__.items()
             if not name.startswith("__")
             and name in getattr(target, "__dict__", ())
-            and not hasattr(type(value), "__set__")  # a property goes before the instance's own
+            and not isinstance(value, property)  # which goes before the instance's own
         ]
         if shadowed:
             _guard.tell(

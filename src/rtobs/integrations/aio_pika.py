@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from aio_pika import Channel, Connection, Exchange, IncomingMessage, Queue
 from aio_pika.abc import AbstractMessage, AbstractQueueIterator
@@ -18,8 +18,11 @@ from rtobs._journey.message import Message as Facts
 from rtobs._journey.outcome import ErrorCategory
 from rtobs._journey.record import Settlement
 from rtobs.errors import UnsupportedError
-from rtobs.integrations import _rabbitmq
-from rtobs.integrations._twin import Options, become, options_of, overlay
+from rtobs.integrations import _aio_pika_depths, _rabbitmq
+from rtobs.integrations._aio_pika_depths import depths, strains
+from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
+
+__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "rabbitmq"
 SUPPORTS = "aio-pika>=10.2,<11"
@@ -73,7 +76,13 @@ class _Queue(Queue):
         if not isinstance(getattr(callback, "__self__", None), AbstractQueueIterator):  # that one only buffers
             source = _source(self, no_ack=no_ack)
             callback = handler.around(callback, lambda native: describe(become(native, _Message, source)))
-        return await super().consume(callback, no_ack, *args, **options)
+        tag = await super().consume(callback, no_ack, *args, **options)
+        guarded(_aio_pika_depths.consumes, None, self, tag, callback, no_ack)
+        return tag
+
+    async def cancel(self, consumer_tag: str, *args: Any, **options: Any) -> Any:
+        guarded(_aio_pika_depths.ends, None, consumer_tag)
+        return await cast("Any", super()).cancel(consumer_tag, *args, **options)
 
     async def get(self, *, no_ack: bool = False, **options: Any) -> Any:
         begun = runtime.monotonic_ns()
@@ -155,12 +164,18 @@ class _Process(ProcessContext):
             ended = raised if error is None else error
             raise
         finally:
-            vars(self).pop("_rtobs").__exit__(None, ended, None)
+            if (scope := vars(self).pop("_rtobs", None)) is not None:
+                scope.__exit__(None, ended, None)
 
 
 @overlay
 class _Channel(Channel):
     __slots__ = ()
+
+    async def set_qos(self, prefetch_count: int = 0, *args: Any, **options: Any) -> Any:
+        result: Any = await super().set_qos(prefetch_count, *args, **options)
+        guarded(_aio_pika_depths.credit, None, self, prefetch_count)
+        return result
 
     async def declare_exchange(self, *args: Any, **options: Any) -> Any:
         return become(await super().declare_exchange(*args, **options), _Exchange, options_of(self))

@@ -10,7 +10,7 @@ no message: it is left alone. One send runs through several methods of the clien
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Generator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
@@ -27,7 +27,10 @@ from rtobs._journey.message import Message as Facts
 from rtobs._journey.record import Settlement
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _nats
-from rtobs.integrations._twin import Options, become, options_of, overlay, restore
+from rtobs.integrations._nats_depths import depths, strains
+from rtobs.integrations._twin import Options, become, guarded, options_of, overlay, restore
+
+__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "nats"
 SUPPORTS = "nats-py>=2.16,<3"
@@ -39,7 +42,7 @@ _api_prefixes: set[str] = set()  # where an account imports the JetStream API un
 
 def describe(native: Msg) -> Facts:
     """Return what one message says about itself; what it was subscribed to is in the options of its twin."""
-    options, found = options_of(native), _nats.delivery(native.reply)
+    options, found = options_of(native), _nats.delivery(native.reply or "")
     destination = options.destination or (found.stream if found is not None else _nats.place(native.subject))
     facts = Facts(
         SYSTEM, destination, native.headers, address=native.subject, native=native, trust=options.trust,
@@ -64,19 +67,25 @@ def _is_message(client: Client, subject: object) -> bool:
 # Sending -------------------------------------------------------------------------------------------------------------
 
 
-def _sent(client: Client, subject: str, payload: bytes, options: Options) -> Facts:
+def _sent(client: Client, subject: str, payload: bytes, options: Options) -> Facts | None:
+    """Return what is known of a send; None where it is no message of the user's."""
+    if not _is_message(client, subject):
+        return None
     server = client._server_info  # noqa: SLF001  one that knows no headers (before 2.2) hangs up when it sees some
     carrier = options.carrier and (not server or bool(server.get("headers")))
-    return Facts(SYSTEM, _nats.place(subject), address=subject, carrier=carrier, size=len(payload))
+    return Facts(SYSTEM, _nats.place(subject), address=subject, carrier=carrier, size=_length(payload))
 
 
 def _headers(send: leaf.Send, client: Client, payload: bytes, headers: Any) -> Any:
     """Return the headers with ours, or without them where the server would refuse the message as too large."""
     given: Any = {} if headers is None else headers
-    if not isinstance(given, Mapping):
-        return given  # the client says what is wrong with them
-    found = cast("Mapping[str, object]", given)
-    return send.headers(found, client.max_payload - len(payload) - _nats.size(found)) or headers
+    if not hasattr(given, "items"):
+        return headers  # the client says what is wrong with them
+    return send.headers(given, client.max_payload - _length(payload) - _nats.size(given)) or headers
+
+
+def _length(payload: object) -> int:
+    return len(payload) if isinstance(payload, Sized) else 0  # the client says what is wrong with it
 
 
 @overlay
@@ -86,29 +95,35 @@ class _Client(Client):
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: Any = None, *args: Any, **options: Any
     ) -> None:
-        if not _is_message(self, subject):
+        facts = guarded(_sent, None, self, subject, payload, options_of(self))
+        if facts is None:
             await super().publish(subject, payload, reply, headers, *args, **options)
             return
-        with leaf.Send(_sent(self, subject, payload, options_of(self))) as send:
-            headers = _headers(send, self, payload, headers)
+        with leaf.Send(facts) as send:
+            headers = guarded(_headers, headers, send, self, payload, headers)
             await super().publish(subject, payload, reply, headers, *args, **options)
 
     async def request(self, subject: str, payload: bytes = b"", *args: Any, **options: Any) -> Msg:
-        if not _is_message(self, subject):
+        facts = guarded(_sent, None, self, subject, payload, options_of(self))
+        if facts is None:
             return await super().request(subject, payload, *args, **options)
-        with leaf.Send(_sent(self, subject, payload, options_of(self))):
+        with leaf.Send(facts):  # `publish`, which it calls, adds the headers
             return await super().request(subject, payload, *args, **options)
 
     async def subscribe(self, subject: str, queue: str = "", cb: Any = None, *args: Any, **options: Any) -> Any:
+        source = guarded(_subject_source, None, self, subject)
         with _apart():
-            if not _is_message(self, subject):
+            if source is None:
                 return await super().subscribe(subject, queue, cb, *args, **options)
-            source = options_of(self).at(_nats.place(subject))
             subscription = await super().subscribe(subject, queue, _around(cb, source), *args, **options)
             return become(subscription, _Subscription, source)
 
     def jetstream(self, **opts: Any) -> Any:
         return _jetstream(super().jetstream(**opts), options_of(self))
+
+
+def _subject_source(client: Client, subject: str) -> Options | None:
+    return options_of(client).at(_nats.place(subject)) if _is_message(client, subject) else None
 
 
 @contextmanager
@@ -130,22 +145,24 @@ class _JetStream(JetStreamContext):
         self, subject: str, payload: bytes = b"", timeout: float | None = None, stream: str | None = None,  # noqa: ASYNC109  the client's
         headers: Any = None, *args: Any, **options: Any,
     ) -> Any:  # fmt: skip
-        if not _is_message(self._nc, subject):
+        facts = guarded(_sent, None, self._nc, subject, payload, options_of(self))
+        if facts is None:
             return await super().publish(subject, payload, timeout, stream, headers, *args, **options)
-        with leaf.Send(_sent(self._nc, subject, payload, options_of(self))) as send:
-            headers = _headers_above(send, self._nc, payload, headers)
+        with leaf.Send(facts) as send:
+            headers = guarded(_headers_above, headers, send, self._nc, payload, headers)
             ack = await super().publish(subject, payload, timeout, stream, headers, *args, **options)
-            _stored(send, ack)
+            guarded(_stored, None, send, ack)
             return ack
 
     async def publish_async(
         self, subject: str, payload: bytes = b"", wait_stall: float | None = None, stream: str | None = None,
         headers: Any = None, *args: Any, **options: Any,
     ) -> Any:  # fmt: skip
-        if not _is_message(self._nc, subject):
+        facts = guarded(_sent, None, self._nc, subject, payload, options_of(self))
+        if facts is None:
             return await super().publish_async(subject, payload, wait_stall, stream, headers, *args, **options)
-        with confirm.ConfirmedSend(_sent(self._nc, subject, payload, options_of(self))) as send:
-            headers = _headers_above(send, self._nc, payload, headers)
+        with confirm.ConfirmedSend(facts) as send:
+            headers = guarded(_headers_above, headers, send, self._nc, payload, headers)
             future = await super().publish_async(subject, payload, wait_stall, stream, headers, *args, **options)
             send.until(future, lambda ack: _stored(send, ack))
             return future
@@ -155,10 +172,10 @@ class _JetStream(JetStreamContext):
     ) -> Any:
         if str(stream).startswith(_nats.STORES):
             return await super().subscribe_bind(stream, config, consumer, cb, *args, **options)
-        source = _source(self, config)
+        source = guarded(_source, options_of(self), self, config)
         push = await super().subscribe_bind(stream, config, consumer, _around(cb, source), *args, **options)
         restore(push._sub)  # noqa: SLF001  the one below: it has a twin too where the server delivers to a plain subject
-        return become(push, _PushSubscription, source)
+        return become(push, _Subscription, source)
 
     @staticmethod
     def _auto_ack_callback(callback: Any) -> Any:
@@ -178,12 +195,12 @@ class _JetStream(JetStreamContext):
                 config = (await pull.consumer_info()).config
             except Exception:  # noqa: BLE001  then the limit on deliveries is what `wrap` was told
                 config = None
-        return become(restore(pull), _PullSubscription, _source(self, config))
+        return become(restore(pull), _PullSubscription, guarded(_source, options_of(self), self, config))
 
     async def pull_subscribe_bind(self, *args: Any, **options: Any) -> Any:
         pull = await super().pull_subscribe_bind(*args, **options)
         restore(pull._sub)  # noqa: SLF001  as above
-        return become(pull, _PullSubscription, _source(self, None))
+        return become(pull, _PullSubscription, options_of(self))
 
 
 def _headers_above(send: leaf.Send, client: Client, payload: bytes, headers: Any) -> Any:
@@ -211,14 +228,20 @@ def _source(context: JetStreamContext, config: ConsumerConfig | None) -> Options
 
 
 def _around(callback: Any, source: Options) -> Any:
-    if not callable(callback):  # none, or something of which the client says that it is wrong
-        return callback
+    if callback is None:
+        return None
     return handler.around(callback, lambda native: describe(become(native, _Msg, source)))
 
 
-def _taken(message: Msg, source: Options, begun_ns: int) -> Msg:
-    leaf.receive([describe(become(message, _Msg, source))], begun_ns)
-    return message
+def _received(messages: list[Msg], source: Options, begun_ns: int) -> None:
+    leaf.receive([describe(become(message, _Msg, source)) for message in messages], begun_ns)
+
+
+def _handed_out(message: Msg, source: Options, begun_ns: int) -> Facts:
+    facts = describe(become(message, _Msg, source))
+    leaf.receive([facts], begun_ns, span=False)
+    leaf.handed_out(facts)
+    return facts
 
 
 class _Messages(AsyncIterator[Msg]):
@@ -233,40 +256,27 @@ class _Messages(AsyncIterator[Msg]):
     async def __anext__(self) -> Msg:
         self._let_go()
         begun = runtime.monotonic_ns()
-        message = become(await self._inner.__anext__(), _Msg, self._source)
-        self._last = facts = describe(message)
-        leaf.receive([facts], begun, span=False)
-        leaf.handed_out(facts)
+        message = await self._inner.__anext__()
+        self._last = guarded(_handed_out, None, message, self._source, begun)
         return message
 
     def _let_go(self) -> None:
         last, self._last = self._last, None
         if last is not None:
-            leaf.passed_by(last)
+            guarded(leaf.passed_by, None, last)
 
     __del__ = _let_go
 
 
 @overlay
-class _Subscription(Subscription):
+class _Subscription(Subscription):  # JetStream's push subscriptions are a kind of these
     __slots__ = ()
 
     async def next_msg(self, *args: Any, **options: Any) -> Msg:
         begun = runtime.monotonic_ns()
-        return _taken(await super().next_msg(*args, **options), options_of(self), begun)
-
-    @property
-    def messages(self) -> AsyncIterator[Msg]:
-        return _Messages(super().messages, options_of(self))
-
-
-@overlay
-class _PushSubscription(JetStreamContext.PushSubscription):
-    __slots__ = ()
-
-    async def next_msg(self, *args: Any, **options: Any) -> Msg:
-        begun = runtime.monotonic_ns()
-        return _taken(await super().next_msg(*args, **options), options_of(self), begun)
+        message = await super().next_msg(*args, **options)
+        guarded(_received, None, [message], options_of(self), begun)
+        return message
 
     @property
     def messages(self) -> AsyncIterator[Msg]:
@@ -280,7 +290,7 @@ class _PullSubscription(JetStreamContext.PullSubscription):
     async def fetch(self, *args: Any, **options: Any) -> list[Msg]:
         begun = runtime.monotonic_ns()
         messages = await super().fetch(*args, **options)
-        leaf.receive([describe(become(message, _Msg, options_of(self))) for message in messages], begun)
+        guarded(_received, None, messages, options_of(self), begun)
         return messages
 
 
@@ -310,8 +320,8 @@ class _Msg(Msg):
 
 
 def _settle(message: Msg, operation: str, how: Settlement) -> AbstractContextManager[object]:
-    facts = describe(message)
-    return leaf.Settle(operation, how, facts) if facts.group else nullcontext()  # only a stream's are settled
+    facts = guarded(describe, None, message)
+    return leaf.Settle(operation, how, facts) if facts and facts.group else nullcontext()  # only a stream's are settled
 
 
 def _jetstream(context: JetStreamContext, options: Options) -> JetStreamContext:

@@ -25,11 +25,12 @@ from rtobs._journey.message import Message, Trust
 from rtobs.errors import ConfigError, UnsupportedError
 from rtobs.integrations import _redis_calls as calls
 from rtobs.integrations._redis_commands import COMMANDS, Entry, Reader, encoder, is_a, moment, text
+from rtobs.integrations._redis_depths import depths, strains
 from rtobs.integrations._redis_facts import PUBLISHED, SYSTEM, entry_facts, opened, published_facts
 from rtobs.integrations._redis_pubsub import instrument
 from rtobs.integrations._twin import Options, become, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "describe", "wrap"]
+__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "redis>=8.1,<9"
 

@@ -1,0 +1,46 @@
+"""What a whole platform costs in Prometheus series."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+import rtobs
+from rtobs import _config
+from rtobs import _conventions as names
+from rtobs._telemetry.metrics import SERIES_LIMIT
+from tests.support import telemetry as support
+
+TENANTS = [f"tenant-{number}" for number in range(200)]
+CHANNELS = ["push", "sms", "email", "in_app", "webhook"]
+PROVIDERS = [f"provider-{number}" for number in range(8)]
+REGIONS = ["eu", "us", "apac", "latam"]
+
+
+@pytest.fixture
+def quiet():
+    """A large platform that names its 20 most important tenants, without spans."""
+    found = support.start(strict=True, tenants=TENANTS[:20], sampling={"default": 0.0})
+    yield found
+    support.stop()
+
+
+def test_a_large_platform_stays_in_budget(quiet, capsys):
+    """200 tenants on 5 channels of 8 providers in 4 regions stay within one process's budget, and no total is lost."""
+    combinations = list(itertools.product(TENANTS, CHANNELS, PROVIDERS, REGIONS))
+    for number, (tenant, channel, provider, region) in enumerate(combinations):
+        with rtobs.accept("/notify") as hop:
+            hop.segment(tenant=tenant, region=region)
+            with rtobs.deliver(channel, provider) as attempt:
+                if number % 7 == 0:
+                    attempt.outcome(rtobs.Outcome.REJECTED, category=rtobs.ErrorCategory.RECIPIENT)
+        if number % 4096 == 0:
+            quiet.forget()
+    used = _config._bound.registry.series_used
+    with capsys.disabled():
+        kept = len(quiet.by(names.OUTCOMES, "tenant"))
+        print(f"\n{len(combinations)} combinations: {used} Prometheus series, {kept} tenants by name")
+    assert used <= SERIES_LIMIT
+    assert quiet.count(names.OUTCOMES) == quiet.count(names.INTENTS) == len(combinations)
+    assert quiet.by(names.OUTCOMES, "channel") == dict.fromkeys(CHANNELS, len(combinations) // len(CHANNELS))
