@@ -18,10 +18,10 @@ PROVIDERS = [f"provider-{number}" for number in range(8)]
 REGIONS = ["eu", "us", "apac", "latam"]
 
 
-@pytest.fixture
-def quiet():
-    """A large platform that names its 20 most important tenants, without spans."""
-    found = support.start(strict=True, tenants=TENANTS[:20], sampling={"default": 0.0})
+@pytest.fixture(params=[20, 200])
+def quiet(request):
+    """A large platform that declares its most important tenants, or all, without spans."""
+    found = support.start(strict=True, tenants=TENANTS[: request.param], sampling={"default": 0.0})
     yield found
     support.stop()
 

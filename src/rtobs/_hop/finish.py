@@ -90,11 +90,19 @@ def _attempt(record: HopRecord) -> None:
     if scope.ended:  # the end of a hop is final; this attempt came after it and stands alone
         record.scope = None
         return
+    _merge(record, scope)
+
+
+def _merge(record: HopRecord, scope: HopRecord) -> None:
+    """Let an attempt be the last of its delivery: the one of its channel and key."""
     deliveries = scope.deliveries
     if deliveries is None:
         deliveries = scope.deliveries = {}
     identity, keepalive = record.key
     found = deliveries.get((record.channel, identity))
+    if found is None and identity is None:  # a `with` without key means the one of its channel
+        same = [delivery for (channel, _), delivery in deliveries.items() if channel == record.channel]
+        found = same[0] if len(same) == 1 else None
     if found is None:
         deliveries[record.channel, identity] = Delivery(record, keepalive)
     else:

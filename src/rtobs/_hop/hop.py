@@ -56,7 +56,7 @@ class Hop:
             _guard.fault("hop.headers", error)
             return {}
 
-    def note(self, **fields: Scalar) -> None:
+    def note(self, /, **fields: Scalar) -> None:
         """Add facts to the hop's span and log event. They never become metric labels.
 
         Values longer than 1,024 characters are cut; at most 64 fields are kept.
@@ -67,7 +67,7 @@ class Hop:
                 for name, value in fields.items():
                     record.note(name, value)
 
-    def event(self, name: str, **fields: Scalar) -> None:
+    def event(self, name: str, /, **fields: Scalar) -> None:
         """Tell that something happened: a span event and a log event; counted by *name* (keep names few)."""
         record = self._record
         if record is None or record.ended:

@@ -23,6 +23,8 @@ LogSink = Callable[[Mapping[str, Any]], None]
 
 _QUIET = frozenset({ErrorCategory.RECIPIENT, ErrorCategory.SUPPRESSED})
 _LATE_SECONDS = 30.0
+_STREAM = "operational"
+"""Told from what a security or audit log holds."""
 
 
 class _Output:
@@ -76,13 +78,15 @@ class EventSink:
             return str(outcome or record.result)
         if record.kind == "consume" and record.attempt > 1:
             return "recovered"
-        if record.lag is not None and record.lag > _LATE_SECONDS:
+        if record.lag is not None and record.lag > self._slow.get(record.name, _LATE_SECONDS):
             return "late"
         return "slow" if is_slow(record, self._slow) else ""
 
     def _facts(self, record: HopRecord) -> dict[str, Any]:
-        journey, message = record.journey, record.message
+        journey, scope = record.journey, record.scope or record
+        message = record.message or scope.message
         facts: dict[str, Any] = {
+            LogKey.STREAM: _STREAM,
             LogKey.TIMESTAMP: _time(record.wall_ns + record.duration_ns),
             LogKey.SERVICE: self._service,
             LogKey.HOP: record.kind,
@@ -92,7 +96,7 @@ class EventSink:
             or (message.id if message is not None else ""),
             LogKey.CORRELATION_ID: journey.correlation_id if journey is not None else "",
             LogKey.DESTINATION: record.name,
-            LogKey.RETRY_COUNT: record.attempt - 1,
+            LogKey.RETRY_COUNT: max(record.attempt, scope.attempt) - 1,
             LogKey.ERROR_CATEGORY: record.category.value if record.category is not None else "",
             LogKey.OUTCOME: str(record.settled or record.outcome or record.result),
             LogKey.REASON: record.reason,

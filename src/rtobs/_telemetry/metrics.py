@@ -25,6 +25,8 @@ SERIES_LIMIT = 10_000
 """Prometheus series of one process, buckets included."""
 _RESERVE = 1_000
 """Part of it kept for series of which only closed sets of ours are left (about 600), so that no total is ever lost."""
+_FOR_DECLARED = SERIES_LIMIT // 2
+"""Up to here declared names may cost more than their instrument's share; beyond it the room is for what comes later."""
 _LADDER = (
     Label.SOURCE,
     Label.DESTINATION,
@@ -141,13 +143,14 @@ class Registry:
     ) -> Counter | Histogram:
         cost = len(instrument.bounds) + 3 if instrument.kind == "histogram" else 1
         full = self._used + cost > SERIES_LIMIT - _RESERVE
+        crowded = self._used + cost > _FOR_DECLARED
         if full or len(table) >= instrument.series:
             for given_up in (*_LADDER, *_LAST_RESORT) if full else _LADDER:
                 if given_up not in instrument.labels:
                     continue
                 index = instrument.labels.index(given_up)
                 value = labels[index]
-                if value in (OTHER, "") or (not full and value in self.guard.pinned.get(given_up, ())):
+                if value in (OTHER, "") or (not crowded and value in self.guard.pinned.get(given_up, ())):
                     continue  # a declared name costs more than its instrument's share rather than being lost
                 labels = (*labels[:index], OTHER, *labels[index + 1 :])
                 _guard.tally(names.LABELS_LIMITED, str(given_up), "series")

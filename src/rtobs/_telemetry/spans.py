@@ -131,7 +131,12 @@ class SpanSink:
         record.keep_reason = reason
         if record.journey is not None and not record.journey.kept:
             record.journey.kept = reason
-        if record.fallback and self._sdk is not None and not record.adopted.is_recording():
+        if (
+            record.fallback
+            and self._sdk is not None
+            and record.adopted is not None
+            and not record.adopted.is_recording()
+        ):
             record.adopted = None  # an SDK span that was not sampled has recorded nothing
         if record.adopted is None and not record.sampled:
             record.sampled = True
