@@ -219,6 +219,13 @@ anything = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_does_not_know_is_text(value: float) -> None:
+    """NaN and infinities leave as text: no parser chokes on the line."""
+    line = outputs.line({"event": "x", "ratio": value})
+    assert json.loads(line, parse_constant=pytest.fail)["ratio"] == str(value)
+
+
 class Hostile:
     """An object that cannot be rendered."""
 

@@ -49,6 +49,10 @@ def role_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")[-1].decode()
 
 
+EXPORTED_WITHIN = 4.0
+"""Seconds: a worker exports twice a second, and on a busy machine an export takes its time."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -72,7 +76,7 @@ def test_a_killed_worker(amqp_url, tmp_path):
     lines = [line.split() for line in truth.read_text(encoding="ascii").splitlines()]
     ended = {(correlation_id, channel) for correlation_id, channel, *_ in lines}
     took = {(correlation_id, channel) for correlation_id, channel, verdict, *_ in lines if verdict == "took"}
-    unexported = [line for line in lines if int(line[3]) == victim and float(line[4]) > killed_at - 1.5]
+    unexported = [line for line in lines if int(line[3]) == victim and float(line[4]) > killed_at - EXPORTED_WITHIN]
 
     assert [one["ended"] for one in run["processes"] if one["pid"] == victim] == [
         "was killed by SIGKILL and was replaced"

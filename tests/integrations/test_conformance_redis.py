@@ -1,6 +1,6 @@
 """redis-py's leaf, by the conformance suite, on a live Redis: Streams, Pub/Sub and lists.
 
-A test of the suite that is None here is about something the mode does not have; `test_redis_*.py` say what it has instead.
+A test of the suite that is None here is about something that the mode does not have; `test_redis_*.py` say what it has.
 """
 
 from __future__ import annotations

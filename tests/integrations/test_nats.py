@@ -150,6 +150,7 @@ async def test_other_prefixes_of_inboxes_and_of_the_api_are_known(server, teleme
         client = await server.connect(connection={"inbox_prefix": b"answers.to"})
         subscription = await client.subscribe(client.new_inbox())
         await client.publish(subscription.subject, BODY)
+        await client.publish("_INBOX.of.another", BODY)
         assert subscription.subject.startswith("answers.to.")
         assert (await subscription.next_msg()).headers is None
     else:
@@ -376,6 +377,7 @@ async def test_one_iterator_may_be_asked_for_again_and_again(server, telemetry):
         await client.publish(subscription.subject, b"%d" % number)
     assert [(await anext(subscription.messages)).data for _ in range(3)] == [b"0", b"1", b"2"]
     assert telemetry.count(names.MESSAGE_LAG) == 3
+    assert telemetry.spans("receive") == []
 
 
 async def test_a_subscription_does_not_live_in_the_hop_it_was_made_in(server, telemetry):

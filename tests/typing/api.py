@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
@@ -12,6 +12,7 @@ import httpx
 import rtobs
 from rtobs import ErrorCategory, Hop, Operation, Outcome
 from rtobs.errors import ConfigError, RtobsError, UnsupportedError
+from rtobs.logs import add_journey
 
 
 class Gone(Exception):
@@ -153,3 +154,4 @@ async def use() -> None:
 
 errors: tuple[type[RtobsError], ...] = (ConfigError, UnsupportedError)
 decorators: Callable[[Callable[[int], str]], Callable[[int], str]] = rtobs.stage("x")
+line: MutableMapping[str, Any] = add_journey(None, "info", {"event": "looked up"})

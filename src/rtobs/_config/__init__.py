@@ -309,6 +309,15 @@ def flush(timeout: float = 5.0) -> bool:
 # Fork ----------------------------------------------------------------------------------------------------------------
 
 
+def _before_fork() -> None:
+    """Wait for a binding that is under way: it holds import locks of Python's, which a child could never release."""
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _lock.release()
+
+
 _LOCKS: tuple[tuple[Any, str], ...] = ((leaf, "_count_lock"), (hop, "_lock"), (_twin, "_lock"))
 
 
@@ -357,4 +366,4 @@ def _resume() -> None:
 _unbind()
 atexit.register(shutdown)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

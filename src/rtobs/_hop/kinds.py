@@ -282,8 +282,11 @@ class Receipt(Operation):
         found = runtime.redeem(self._token, self._step)
         if found is None:
             return Opened(None, owner=False)
+        ambient = engine.current()
         record = engine.start("receipt", self._step, None)
         record.named = True
+        if ambient is not None and not ambient.ended:
+            record.link(ambient.trace_id, ambient.span_id, ambient.flags)
         record.journey, record.step = found.journey, self._step
         record.channel, record.provider = found.channel, found.provider
         record.link(found.trace_id, found.span_id)

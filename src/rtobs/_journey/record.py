@@ -60,7 +60,7 @@ class HopRecord(CurrentSpan):
     __slots__ = (
         "adopted", "age", "ambiguous", "attempt", "auto", "cancelled", "category", "channel", "deliveries",
         "delivery_ends", "duration_ns", "error_message", "error_type", "explicit", "fallback", "foreign_baggage",
-        "http_requests", "intents", "journey", "keep_reason", "key", "kind", "lag", "lag_source", "layer", "message",
+ "intents", "journey", "keep_reason", "key", "kind", "lag", "lag_source", "layer", "message",
         "missing_carrier", "name", "named", "outcome", "parent", "parent_span_id", "parent_trace_id", "previous",
         "promise_channel", "promise_id", "provider", "reason", "result", "scope", "send_error", "sends", "settled",
         "settlement", "stages", "start_ns", "state", "step", "window",
@@ -109,7 +109,6 @@ class HopRecord(CurrentSpan):
         self.state = ""
         self.window: Any = None
         self.keep_reason = ""
-        self.http_requests = 0
         self.stages: list[StageRecord] | None = None
         self.intents: list[tuple[str, int]] | None = None
         """Promises not yet counted: (channel, how many)."""

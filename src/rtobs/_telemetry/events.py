@@ -96,7 +96,7 @@ class EventSink:
             or (message.id if message is not None else ""),
             LogKey.CORRELATION_ID: journey.correlation_id if journey is not None else "",
             LogKey.DESTINATION: record.name,
-            LogKey.RETRY_COUNT: max(record.attempt, scope.attempt) - 1,
+            LogKey.RETRY_COUNT: record.attempt - 1,
             LogKey.ERROR_CATEGORY: record.category.value if record.category is not None else "",
             LogKey.OUTCOME: str(record.settled or record.outcome or record.result),
             LogKey.REASON: record.reason,

@@ -141,7 +141,9 @@ def entries(command: Command, args: tuple[Any, ...], reply: Any) -> Iterator[Ent
     """Yield what a fetch from streams brought. Entries that were deleted meanwhile have no fields and are none."""
     found: list[tuple[Any, Any]]
     if command.shape == "claimed":
-        found = [(args[1], reply if text(args[0]).upper() == "XCLAIM" else reply[1])]
+        # XAUTOCLAIM says where to go on, and then the entries; asked for ids only, it has just these.
+        lists = [reply] if text(args[0]).upper() == "XCLAIM" else reply[1:2]
+        found = [(args[1], rows) for rows in lists if is_a(rows, list)]
     else:
         found = list(reply.items() if is_a(reply, dict) else reply)
     for key, rows in found:

@@ -31,7 +31,7 @@ from rtobs import _conventions as names
 from rtobs import _guard
 from rtobs._hop.runtime import Redeemed, runtime
 from rtobs._journey.journey import KNOWN_CHANNELS, Journey, channel_code
-from rtobs._journey.outcome import STEPS, Step
+from rtobs._journey.outcome import STEPS, Step, proven_step
 
 if TYPE_CHECKING:
     from rtobs._journey.record import HopRecord
@@ -44,7 +44,6 @@ _FACTS = struct.Struct(">BBB3s5s3s16s8sBBB")
 _MAC = 16
 _DAY_MINUTES = 24 * 60
 _LIFE_MINUTES = 7 * _DAY_MINUTES
-_ALL_STEPS = (1 << len(STEPS)) - 1
 
 
 class Tokens:
@@ -71,7 +70,7 @@ class Tokens:
         created_ms = max(journey.created_us // 1000 - _EPOCH_S * 1000, 0)
         expires = now_ms // 60_000 + _LIFE_MINUTES
         facts = _FACTS.pack(
-            VERSION, 0, _ALL_STEPS, expires.to_bytes(3, "big"), created_ms.to_bytes(5, "big"),
+            VERSION, 0, _later_steps(record.channel), expires.to_bytes(3, "big"), created_ms.to_bytes(5, "big"),
             min(max(now_ms - created_ms, 0), 0xFFFFFF).to_bytes(3, "big"), bytes.fromhex(journey.correlation_id),
             record.span_id.to_bytes(8, "big"), channel_code(record.channel), _provider_code(record.provider), 0,
         )  # fmt: skip
@@ -79,25 +78,35 @@ class Tokens:
 
     def redeem(self, token: object, step: Step) -> Redeemed | None:
         """Return what a token says, or None, counted, where it is not ours, expired or not for *step*."""
-        reason = "token"
-        if isinstance(token, str) and len(token) == CHARACTERS:
-            try:
-                raw = urlsafe_b64decode(token)
-            except ValueError:
-                raw = b""
-            facts, mac = raw[: _FACTS.size], raw[_FACTS.size :]
-            if len(raw) == _FACTS.size + _MAC and hmac.compare_digest(mac, self._mac(facts)):
-                version, _, steps, expires, created, _, cid, span, channel, provider, _ = _FACTS.unpack(facts)
-                minutes = (runtime.wall_ns() // 1_000_000_000 - _EPOCH_S) // 60
-                if version == VERSION and int.from_bytes(expires, "big") >= minutes and steps >> STEPS.index(step) & 1:
-                    journey = Journey(cid.hex(), (int.from_bytes(created, "big") + _EPOCH_S * 1000) * 1000)
-                    return Redeemed(
-                        journey, int.from_bytes(cid, "big"), int.from_bytes(span, "big"),
-                        self._channels.get(channel, names.OTHER), self._providers.get(provider, names.OTHER),
-                    )  # fmt: skip
-                reason = "token_expired"
-        _guard.tally(names.PROPAGATION_REJECTED, reason)
-        return None
+        raw = self._verified(token)
+        if raw is None:
+            _refused("token")
+            return None
+        _, _, steps, expires, created, _, cid, span, channel, provider, _ = _FACTS.unpack(raw)
+        if int.from_bytes(expires, "big") < (runtime.wall_ns() // 1_000_000_000 - _EPOCH_S) // 60:
+            _refused("token_expired")
+            return None
+        if not steps >> STEPS.index(step) & 1:
+            _refused("token_step")
+            return None
+        journey = Journey(cid.hex(), (int.from_bytes(created, "big") + _EPOCH_S * 1000) * 1000)
+        return Redeemed(
+            journey, int.from_bytes(cid, "big"), int.from_bytes(span, "big"),
+            self._channels.get(channel, names.OTHER), self._providers.get(provider, names.OTHER),
+        )  # fmt: skip
+
+    def _verified(self, token: object) -> bytes | None:
+        """Return the facts of a token that this key signed, in the one spelling that it was given out in."""
+        if not isinstance(token, str) or len(token) != CHARACTERS:
+            return None
+        try:
+            raw = urlsafe_b64decode(token)
+        except ValueError:
+            return None
+        if len(raw) != _FACTS.size + _MAC or urlsafe_b64encode(raw).decode() != token:
+            return None  # the decoder skips what is no base64, and takes + for -
+        facts, mac = raw[: _FACTS.size], raw[_FACTS.size :]
+        return facts if hmac.compare_digest(mac, self._mac(facts)) and facts[0] == VERSION else None
 
     def _mac(self, facts: bytes) -> bytes:
         return hmac.new(self._key, facts, sha256).digest()[:_MAC]
@@ -105,3 +114,12 @@ class Tokens:
 
 def _provider_code(provider: str) -> int:
     return blake2b(provider.encode("utf-8", "replace"), digest_size=1).digest()[0]
+
+
+def _later_steps(channel: str) -> int:
+    """Return the steps that a receipt may report: those that the delivery itself has not counted."""
+    return sum(1 << at for at in range(STEPS.index(proven_step(channel)) + 1, len(STEPS)))
+
+
+def _refused(reason: str) -> None:
+    _guard.tally(names.PROPAGATION_REJECTED, reason)
