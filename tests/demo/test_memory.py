@@ -84,8 +84,9 @@ def test_schema_drift(runs):
         run["fault"]: next(one for one in run["connectors"] if one["channel"] == "ticket") for run in (drift, healthy)
     }
     assert ticket["schema-drift"]["retries"] > 30 > ticket["none"]["retries"]
-    assert drift["channels"]["ticket"]["p95_seconds"] > 1 > healthy["channels"]["ticket"]["p95_seconds"]
-    assert drift["channels"]["ticket"]["on_time"] < 0.95 < drift["channels"]["push"]["on_time"]
+    widened, usual = drift["channels"]["ticket"]["p95_seconds"], healthy["channels"]["ticket"]["p95_seconds"]
+    assert widened > max(1, 2 * usual)
+    assert drift["channels"]["ticket"]["on_time"] < min(0.95, drift["channels"]["push"]["on_time"] - 0.03)
     assert drift["outcomes"]["ok"] > 0.9 * drift["intents"]
 
 
@@ -125,7 +126,8 @@ def test_two_stories(runs):
         for row in stories["failed"]["rows"]
         if row["name"] == "deliver.ticket" and row["hop"] == "consume"
     ]
-    assert [round(wait, 1) for wait in waits[1:]] == pytest.approx([0.2, 0.5, 1.0, 2.0], abs=0.2)
+    late = [wait - delay for wait, delay in zip(waits[1:], [0.25, 0.5, 1.0, 2.0], strict=True)]
+    assert all(-0.02 <= one < 1.0 for one in late), waits  # never early; how late is up to a busy machine
     assert any("deliver.failed" in sentence for sentence in stories["failed"]["said"])
     assert all(row["outcome"] == "ok" for row in stories["delivered"]["rows"] if row["hop"] == "deliver")
 
