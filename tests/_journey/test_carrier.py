@@ -125,7 +125,13 @@ def test_what_a_hostile_header_leaves_behind_is_written_as_valid_headers(case: d
     found = carrier.extract(headers_of(case))
     journey = found.journey or Journey(CID, 1)
     written = carrier.write(
-        journey, 1, 2, 1, 1_790_000_000_000_000, tracestate=found.tracestate, foreign_baggage=found.foreign_baggage
+        journey,
+        f"{1:032x}",
+        f"{2:016x}",
+        1,
+        1_790_000_000_000_000,
+        tracestate=found.tracestate,
+        foreign_baggage=found.foreign_baggage,
     )
     assert W3C_TRACEPARENT.fullmatch(written["traceparent"])
     assert len(written["rtobs-journey"]) <= carrier.JOURNEY_LIMIT
@@ -383,7 +389,16 @@ def test_a_journey_comes_out_as_it_went_in(
 ) -> None:
     """Packing and unpacking is the identity for every journey whose words fit: flags, promises, attempts up to 255."""
     headers = carrier.write(
-        journey, trace_id, 7, 3, sent_us, attempt=attempt, channel="push", intent="00112233aabbccdd", wire_key=key
+        journey,
+        f"{trace_id:032x}",
+        f"{7:016x}",
+        3,
+        sent_us,
+        attempt=attempt,
+        channel="push",
+        intent="00112233aabbccdd",
+        ledger=journey.ledger,
+        wire_key=key,
     )
     assert len(headers["rtobs-journey"]) <= 512
     found = carrier.extract(headers, key).journey
@@ -410,7 +425,9 @@ def test_the_packed_header_never_exceeds_512_bytes(
         journey.promise(f"channel {code}")
     journey.promise_tenant, journey.promise_region = other, other
     key = KEY if signed else None
-    packed = carrier.pack(journey, "0" * 32, 2**55, attempt=300, channel=channel, intent="0" * 16, wire_key=key)
+    packed = carrier.pack(
+        journey, "0" * 32, 2**55, attempt=300, channel=channel, intent="0" * 16, ledger=journey.ledger, wire_key=key
+    )
     assert len(packed) <= 512
     assert carrier.unpack(packed, None, key) is not None
 
@@ -418,11 +435,10 @@ def test_the_packed_header_never_exceeds_512_bytes(
 def test_a_ledger_that_does_not_fit_is_left_out_and_counted() -> None:
     """The record of past hops gives way before the journey does."""
     journey = Journey(CID, 1)
-    journey.ledger = "A" * 500
-    found = carrier.unpack(carrier.pack(journey, CID, 1, attempt=1), Parent(int(CID, 16), 1, 1))
+    found = carrier.unpack(carrier.pack(journey, CID, 1, attempt=1, ledger="A" * 500), Parent(int(CID, 16), 1, 1))
     assert found is not None
     assert found.ledger == ""
-    assert rejected() == {"ledger": 1}
+    assert rejected() == {"ledger_full": 1}
 
 
 @pytest.mark.parametrize(
@@ -466,7 +482,7 @@ def test_any_utf_8_tenant_and_region_reach_the_next_process(tenant: str, region:
 
 
 def signed(journey: Journey, key: bytes = KEY) -> dict[str, str]:
-    return carrier.write(journey, 0xABC, 7, 1, 5, wire_key=key)
+    return carrier.write(journey, f"{0xABC:032x}", f"{7:016x}", 1, 5, wire_key=key)
 
 
 def test_a_signed_journey_is_believed() -> None:
@@ -628,3 +644,63 @@ def test_base64_in_a_word_has_no_padding_and_survives(telemetry: Telemetry) -> N
     written = carrier.encode(name, carrier.TENANT_LIMIT)
     assert written[0] == "~"
     assert b64decode(written[1:] + "==", altchars=b"-_").decode() == name
+
+
+@given(
+    created=st.integers(0, 2**56 - 1), sent=st.integers(0, 2**56 - 1), attempt=st.integers(0, 255),
+    trace_id=st.integers(1, 2**128 - 1), tenant=st.sampled_from(["", "acme", "a-b_9", "x" * 96]), named=st.booleans(),
+)  # fmt: skip
+def test_the_plain_form_reads_as_the_full_form_does(  # noqa: PLR0917  what a header says
+    created: int, sent: int, attempt: int, trace_id: int, tenant: str, named: bool
+) -> None:
+    """A journey without words, which has a way of its own, reads the same as with a name that changes nothing."""
+    head, cid = f"{created:014x}{sent:014x}{attempt:02x}", f"{trace_id:032x}"
+    common = {"traceparent": f"00-{cid}-{1:016x}-01", "baggage": f"rtobs.cid={cid}"}
+    if tenant:
+        common["baggage"] += f",rtobs.tenant={tenant}"
+    plain = carrier.extract({**common, "rtobs-journey": f"10{2 * named}{head}...{tenant}......"})
+    full = carrier.extract({**common, "rtobs-journey": f"10{4 + 2 * named}{head}.{cid}..{tenant}......"})
+    assert plain.parent == full.parent == Parent(trace_id, 1, 1)
+    assert plain.journey is not None
+    assert full.journey is not None
+    for name in ("correlation_id", "created_us", "sent_us", "attempt", "tenant", "region", "source", "named", "rare"):
+        assert getattr(plain.journey, name) == getattr(full.journey, name)
+
+
+@given(
+    created=st.integers(0, 2**56 - 1), sent=st.integers(0, 2**56 - 1), attempt=st.integers(1, 300),
+    trace_id=st.integers(1, 2**128 - 1), sampled=st.booleans(), named=st.booleans(),
+    tenant=st.sampled_from(["", "acme", "a-b_9", "x" * 96]),
+)  # fmt: skip
+def test_the_plain_form_is_written_as_the_full_form_is(  # noqa: PLR0917  what a header says
+    created: int, sent: int, attempt: int, trace_id: int, sampled: bool, tenant: str, named: bool
+) -> None:
+    """Whoever asks whether a journey is plain and writes it the short way sends the same headers."""
+    cid, span = f"{trace_id:032x}", f"{7:016x}"
+    journey = Journey(cid, created)
+    journey.tenant, journey.named = tenant, named
+    assert carrier.is_plain(journey, cid)
+    assert carrier.write_plain(journey, span, sampled, sent, attempt) == carrier.write(
+        journey, cid, span, 3 if sampled else 2, sent, attempt=attempt
+    )
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"tenant": "t.t"},
+        {"tenant": "~t"},
+        {"tenant": "x" * 97},
+        {"region": "eu"},
+        {"source": "api"},
+        {"kept": "failed"},
+        {"channel": "sms"},
+    ],
+)
+def test_a_journey_with_anything_to_say_is_not_plain(told: dict[str, Any]) -> None:
+    """What the short way has no room for goes the long way."""
+    journey = Journey(CID, 1)
+    for name, value in told.items():
+        setattr(journey, name, value)
+    assert not carrier.is_plain(journey, CID)
+    assert not carrier.is_plain(Journey(CID, 1), "1" * 32)

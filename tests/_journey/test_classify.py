@@ -27,15 +27,24 @@ from typing import NamedTuple
 import aio_pika
 import aiohttp
 import aiormq.exceptions
+import amqp.exceptions
+import billiard.exceptions
 import httpx
 import hypothesis
 import hypothesis.strategies as st
 import jsonschema
+import kombu.exceptions
+import nats.errors
+import nats.js.errors
+import pika.exceptions
 import pydantic
 import pydantic_core
 import pytest
+import redis.exceptions
 import requests
+import starlette.websockets
 import urllib3
+import websockets.exceptions
 
 from rtobs._journey import classify as module
 from rtobs._journey.classify import by_status, classify, extend, judge_value, register, reset
@@ -324,6 +333,61 @@ def test_what_python_and_validators_raise(provoke, expected):
         (aiormq.exceptions.ChannelInvalidStateError("closed"), TRANSPORT, False),
         (_bare(aiormq.exceptions.DeliveryError), UNAVAILABLE, False),
         (_bare(aiormq.exceptions.PublishError), REJECTED_DOWNSTREAM, False),
+        (pika.exceptions.AMQPConnectionError(), TRANSPORT, False),
+        (pika.exceptions.StreamLostError(), TRANSPORT, True),
+        (pika.exceptions.ChannelClosedByBroker(404, "no"), TRANSPORT, True),
+        (pika.exceptions.ChannelWrongStateError(), TRANSPORT, False),
+        (pika.exceptions.AMQPHeartbeatTimeout(), TRANSPORT, True),
+        (pika.exceptions.NackError([]), UNAVAILABLE, False),
+        (pika.exceptions.ConnectionBlockedTimeout(), UNAVAILABLE, False),
+        (pika.exceptions.UnroutableError([]), REJECTED_DOWNSTREAM, False),
+        (pika.exceptions.AuthenticationError(), AUTH, False),
+        (pika.exceptions.ProbableAccessDeniedError(), AUTH, False),
+        (pika.exceptions.ShortStringTooLong(), VALIDATION, False),
+        (amqp.exceptions.ConnectionForced(), TRANSPORT, False),
+        (kombu.exceptions.OperationalError(), TRANSPORT, False),
+        (kombu.exceptions.EncodeError(), VALIDATION, False),
+        (billiard.exceptions.TimeLimitExceeded(), TIMEOUT, True),
+        (billiard.exceptions.SoftTimeLimitExceeded(), TIMEOUT, True),
+        (redis.exceptions.ConnectionError("gone"), TRANSPORT, True),
+        (redis.exceptions.RedisClusterException("no node"), TRANSPORT, False),
+        (redis.exceptions.TimeoutError("late"), TIMEOUT, True),
+        (redis.exceptions.BusyLoadingError("LOADING"), UNAVAILABLE, False),
+        (_bare(redis.exceptions.MasterDownError), UNAVAILABLE, False),
+        (redis.exceptions.OutOfMemoryError("OOM"), UNAVAILABLE, False),
+        (redis.exceptions.ReadOnlyError("READONLY"), UNAVAILABLE, False),
+        (redis.exceptions.TryAgainError("TRYAGAIN"), UNAVAILABLE, False),
+        (redis.exceptions.SlotNotCoveredError("no node"), UNAVAILABLE, False),
+        (redis.exceptions.AuthenticationError("WRONGPASS"), AUTH, False),
+        (redis.exceptions.AuthorizationError("no"), AUTH, False),
+        (redis.exceptions.NoPermissionError("NOPERM"), AUTH, False),
+        (redis.exceptions.AuthenticationWrongNumberOfArgsError("no"), AUTH, False),
+        (redis.exceptions.ExternalAuthProviderError("no"), AUTH, False),
+        (redis.exceptions.MaxConnectionsError("no connection is free"), OVERLOAD, False),
+        (redis.exceptions.DataError("a dict"), VALIDATION, False),
+        (redis.exceptions.ResponseError("WRONGTYPE"), INTERNAL, False),
+        (nats.errors.NoServersError(), TRANSPORT, False),
+        (nats.errors.ConnectionClosedError(), TRANSPORT, False),
+        (nats.errors.ConnectionDrainingError(), TRANSPORT, False),
+        (nats.errors.ConnectionReconnectingError(), TRANSPORT, False),
+        (nats.errors.StaleConnectionError(), TRANSPORT, True),
+        (starlette.websockets.WebSocketDisconnect(1001), TRANSPORT, True),
+        (websockets.exceptions.ConnectionClosedError(None, None), TRANSPORT, True),
+        (nats.errors.UnexpectedEOF(), TRANSPORT, True),
+        (nats.errors.TimeoutError(), TIMEOUT, True),
+        (nats.errors.NoRespondersError(), UNAVAILABLE, False),
+        (nats.js.errors.NoStreamResponseError(), UNAVAILABLE, False),
+        (nats.js.errors.ServerError(code=500), UNAVAILABLE, False),
+        (nats.js.errors.ServiceUnavailableError(code=503), UNAVAILABLE, False),
+        (nats.js.errors.BadRequestError(code=400), VALIDATION, False),
+        (nats.errors.AuthorizationError(), AUTH, False),
+        (nats.errors.InvalidUserCredentialsError(), AUTH, False),
+        (nats.errors.MaxPayloadError(), VALIDATION, False),
+        (nats.errors.BadSubjectError(), VALIDATION, False),
+        (_bare(nats.errors.BadHeaderError), VALIDATION, False),
+        (nats.errors.OutboundBufferLimitError(), OVERLOAD, False),
+        (nats.js.errors.TooManyStalledMsgsError(), OVERLOAD, False),
+        (nats.errors.BadSubscriptionError(), INTERNAL, False),
         (_stand_in("msgspec.DecodeError", _stand_in("msgspec.MsgspecError", ValueError).__class__), VALIDATION, False),
         (_stand_in("marshmallow.exceptions.ValidationError", Exception), VALIDATION, False),
         (pydantic_core.PydanticSerializationError("no"), VALIDATION, False),
@@ -411,6 +475,8 @@ def test_it_loads_no_client_library():
         "aiormq",
         "aio_pika",
         "jsonschema",
+        "redis",
+        "nats",
     }
     assert not clients & set(loaded)
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from rtobs import _conventions as names
 from rtobs import _guard
 from rtobs._journey import envelope
+from rtobs._journey.carrier import extract
+from tests.support import pages
 
 HEADERS = {
     names.TRACEPARENT: "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01",
@@ -49,6 +51,18 @@ def test_an_envelope_is_one_line_the_headers_and_the_payload():
     assert envelope.open(closed) == (b"\x00payload", HEADERS)
     assert envelope.open(closed.decode()) == ("\x00payload", HEADERS)
     assert envelope.close(b"payload", {}) == b"payload"
+
+
+def test_the_examples_of_the_wire_format_are_right():
+    """The field and the envelope that the wire format page shows are read as it says."""
+    texts = [block.text for block in pages.blocks(pages.ROOT / "docs" / "wire-format.md") if block.language == "text"]
+    (field,) = [f"{text}\n" for text in texts if text.startswith("traceparent=")]
+    (closed,) = [text for text in texts if text.startswith("rtobs1 ")]
+    headers = envelope.unpack(field)
+    assert list(headers) == [names.TRACEPARENT, names.JOURNEY, names.BAGGAGE]
+    assert envelope.open(closed) == ('{"the": "payload"}', headers)
+    assert extract(headers).journey.correlation_id == "0123456789abcdef0123456789abcdef"
+    assert rejected() == {}
 
 
 @given(payload=st.text(max_size=50), encoding=st.sampled_from(["utf-8", "latin-1", "cp1252", "shift_jis"]))

@@ -37,6 +37,10 @@ class Traced:
         found = self._exporter.get_finished_spans()
         return [span for span in found if not hop or span.attributes.get("rtobs.hop") == hop]
 
+    def forget(self) -> None:
+        """Forget the spans so far."""
+        self._exporter.clear()
+
     def span(self, name: str) -> Any:
         """Return the one span of that name."""
         (found,) = (span for span in self.spans() if span.name == name)

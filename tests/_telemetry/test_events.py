@@ -23,6 +23,7 @@ from rtobs._config import outputs
 from rtobs._conventions import REQUIRED_LOG_KEYS
 from rtobs._hop import leaf
 from rtobs._hop.runtime import runtime
+from rtobs._journey.journey import intent_id
 from rtobs._journey.message import Message
 from rtobs.integrations.memory import Broker
 from tests.support import telemetry as support
@@ -172,6 +173,20 @@ def test_an_event_holds_the_facts_of_its_hop_and_message(telemetry: Telemetry) -
     assert handling["event"] == "consume.retried"
     assert handling["destination"] == "orders"
     assert handling["correlation_id"] == attempt["correlation_id"]
+
+
+@pytest.mark.parametrize("key", ["u1", 7, b"u1"])
+def test_a_delivery_with_a_key_says_which_promise_it_is_about(telemetry: Telemetry, key: Any) -> None:
+    """The failing attempt's event and span name the intent of its channel and key, also among several recipients."""
+    with suppress(TimeoutError), rtobs.accept("/orders") as hop:
+        with rtobs.deliver("push", "apns", key="another"):
+            pass
+        with rtobs.deliver("push", "apns", key=key):
+            raise TimeoutError("no answer")
+    intent = intent_id(hop.correlation_id, "push", key)
+    event = next(event for event in telemetry.events if event["event"] == "deliver.failed")
+    assert event["event_id"] == intent
+    assert telemetry.spans("deliver")[1].attributes["rtobs.intent_id"] == intent
 
 
 # Domain events -------------------------------------------------------------------------------------------------------
@@ -331,4 +346,5 @@ def test_a_broken_stdout_is_counted(tolerant: Telemetry, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", {"closed": closed, "none": None, "full": Full()}[stream])
         failed_delivery()
-    assert tolerant.by(names.INTERNAL_ERRORS, "site") == {"EventSink": 1}
+    assert tolerant.by(names.TELEMETRY_DROPPED, "reason") == {"export_failed": 1}
+    assert tolerant.by(names.INTERNAL_ERRORS, "site") == {}

@@ -30,8 +30,8 @@ SECOND_US = 1_000_000
 
 def aged(seconds: float, waited: float, now_us: int) -> dict[str, str]:
     """Return the headers of a message whose journey is *seconds* old and that was sent *waited* seconds ago."""
-    journey = Journey(f"{new_correlation_id(now_us * 1000):032x}", now_us - int(seconds * SECOND_US))
-    return carrier.write(journey, int(journey.correlation_id, 16), 7, 1, now_us - int(waited * SECOND_US))
+    journey = Journey(new_correlation_id(now_us * 1000), now_us - int(seconds * SECOND_US))
+    return carrier.write(journey, journey.correlation_id, f"{7:016x}", 1, now_us - int(waited * SECOND_US))
 
 
 async def test_concurrent_journeys_of_100_s_and_1_s_read_100_s_and_1_s(telemetry: Telemetry, clock: Clock) -> None:

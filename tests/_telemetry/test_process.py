@@ -169,3 +169,103 @@ def test_silent_under_a_users_pytest(tmp_path: Any) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("1 passed")
     assert done.stderr == ""
+
+
+OFF = """
+import asyncio, json, sys
+import rtobs
+from rtobs.integrations.memory import Broker, Message
+
+handled = []
+
+@rtobs.consume("orders")
+async def handle(message):
+    handled.append((message.body, message.headers, rtobs.current().correlation_id))
+
+async def work():
+    broker = rtobs.wrap(Broker())
+    with rtobs.accept("/orders") as hop, rtobs.stage("parse"):
+        hop.intend("push")
+        hop.segment(tenant="acme")
+        await broker.publish("orders", b"x", {"theirs": "1"})
+        await broker.publish("orders", b"y")
+    await handle(await broker.get("orders"))
+    stop = broker.consume("orders", handle)
+    await asyncio.sleep(0.05)
+    stop()
+    try:
+        with rtobs.deliver("push", "apns"):
+            raise ConnectionError("gone")
+    except ConnectionError:
+        pass
+    return hop
+
+hop = asyncio.run(work())
+print(json.dumps([[body.decode(), headers, cid] for body, headers, cid in handled]))
+print(json.dumps([hop.correlation_id, hop.headers, rtobs.current().headers]))
+"""
+
+
+def test_switched_off_nothing_of_ours_runs() -> None:
+    """With the SDK disabled no hop is opened and no header written; functions and wrapped clients work as ever."""
+    done = scripts.run(OFF, OTEL_SDK_DISABLED="true")
+    assert done.returncode == 0, done.stderr
+    handled, hop = map(scripts.json.loads, done.stdout.splitlines())
+    assert handled == [["x", {"theirs": "1"}, ""], ["y", {}, ""]]
+    assert hop == ["", {}, {}]
+
+
+FIRST = """
+import json, sys
+import rtobs
+{configure}
+before = set(sys.modules)
+with rtobs.accept("/orders"), rtobs.publish("orders") as hop:
+    hop.headers
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_the_first_message_does_not_wait_for_imports() -> None:
+    """After `configure` the first hop imports nothing any more."""
+    done = scripts.run(FIRST.format(configure="rtobs.configure(service='orders')"))
+    assert done.returncode == 0, done.stderr
+    assert scripts.json.loads(done.stdout) == []
+    assert scripts.json.loads(scripts.run(FIRST.format(configure="")).stdout) != []
+
+
+QUEUED = """
+import gc, json, weakref
+import rtobs
+from rtobs._hop.runtime import runtime
+from rtobs.integrations.memory import Broker
+
+class Body(bytearray):
+    pass
+
+async def main():
+    broker, bodies = rtobs.wrap(Broker()), []
+    for number in range(20):
+        body = Body(1000)
+        bodies.append(weakref.ref(body))
+        await broker.publish("orders", body)
+        del body
+        message = await broker.get("orders")
+        with rtobs.consume("orders", message):
+            await message.ack()
+        del message
+    gc.collect()
+    return sum(body() is not None for body in bodies)
+
+import asyncio
+rtobs.configure(service="orders", strict=True)
+alive = asyncio.run(main())
+from rtobs import _config
+print(json.dumps({"alive": alive, "queued": _config._bound.pipeline.queued["spans"]}))
+"""
+
+
+def test_a_span_that_waits_keeps_no_body() -> None:
+    """What is queued for export holds neither the bodies nor the headers of its messages."""
+    found = scripts.found(QUEUED, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_BSP_SCHEDULE_DELAY="3600000")
+    assert found == {"alive": 0, "queued": 60}

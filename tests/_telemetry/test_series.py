@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 
@@ -10,6 +11,8 @@ import rtobs
 from rtobs import _config
 from rtobs import _conventions as names
 from rtobs._telemetry.metrics import SERIES_LIMIT
+from tests._export.collector import collector, plain
+from tests.demo.support import demo
 from tests.support import telemetry as support
 
 TENANTS = [f"tenant-{number}" for number in range(200)]
@@ -44,3 +47,28 @@ def test_a_large_platform_stays_in_budget(quiet, capsys):
     assert used <= SERIES_LIMIT
     assert quiet.count(names.OUTCOMES) == quiet.count(names.INTENTS) == len(combinations)
     assert quiet.by(names.OUTCOMES, "channel") == dict.fromkeys(CHANNELS, len(combinations) // len(CHANNELS))
+
+
+@pytest.mark.slow
+def test_the_demo_stays_in_budget(amqp_url, tmp_path, capsys):
+    """All that the demo's five processes export comes to fewer Prometheus series than one process may have."""
+    with collector("http", tmp_path / "otlp") as collected:
+        demo("--broker", amqp_url, "--seconds", "2", "--otlp", collected.endpoint)
+    processes: dict[str, Counter[str]] = {}
+    for export in collected.requests("metrics"):
+        for group in export.resource_metrics:
+            found = processes.setdefault(plain(group.resource.attributes)["service.instance.id"], Counter())
+            for metric in (metric for scope in group.scope_metrics for metric in scope.metrics):
+                points = getattr(metric, metric.WhichOneof("data")).data_points
+                found[metric.name] = max(found[metric.name], sum(map(_prometheus_series, points)))
+    used = sorted((found.total() for found in processes.values()), reverse=True)
+    with capsys.disabled():
+        print(f"\ndemo: {sum(used)} Prometheus series in {len(used)} processes, at most {used[0]} in one")
+    assert len(used) == 5
+    assert names.END_TO_END.name in set().union(*processes.values())
+    assert sum(used) < SERIES_LIMIT
+
+
+def _prometheus_series(point):
+    """Return as how many series a data point is scraped: a histogram has one a bound, +Inf, sum and count."""
+    return len(point.explicit_bounds) + 3 if hasattr(point, "explicit_bounds") else 1

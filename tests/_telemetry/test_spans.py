@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
+    ALWAYS_ON,
     Decision,
     ParentBased,
     Sampler,
@@ -26,10 +27,16 @@ from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags, T
 import rtobs
 from rtobs import _conventions as names
 from rtobs._hop import engine, leaf
+from rtobs._journey.journey import new_span_id, new_trace_id
 from rtobs._journey.message import Message
-from rtobs._telemetry.sampling import HeadSampler, keeps
+from rtobs._journey.span import context_of
+from rtobs._journey.tracestate import randomness
+from rtobs._telemetry.consistent import JourneySampler, threshold
+from rtobs._telemetry.spans import _decider
 from tests._telemetry.conftest import Make, Traced
-from tests.support.telemetry import Telemetry, start
+from tests.support.telemetry import Telemetry, start, telemetry
+
+__all__ = ["telemetry"]
 
 
 def trace_of(span: Any) -> str:
@@ -256,6 +263,39 @@ def test_a_users_ratio_decides_by_its_own_rule(traced: Make) -> None:
     assert {trace_of(span) for span in user.spans("publish")} == wanted
 
 
+class AsSdk(Sampler):
+    """Asks another sampler, and is none that we know: it has to be asked as the SDK would ask it."""
+
+    def __init__(self, asked: Sampler) -> None:
+        self.asked = asked
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        return self.asked.should_sample(*args, **kwargs)
+
+    def get_description(self) -> str:
+        return "as the SDK asks"
+
+
+def _sometimes(sampler: Sampler) -> Sampler:
+    return ParentBased(ALWAYS_OFF, remote_parent_not_sampled=sampler, remote_parent_sampled=ALWAYS_OFF)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [ALWAYS_ON, ALWAYS_OFF, TraceIdRatioBased(0.3), ParentBased(TraceIdRatioBased(0.3)), ParentBased(ALWAYS_ON),
+     ParentBased(ALWAYS_OFF), _sometimes(TraceIdRatioBased(0.5))],
+    ids=lambda sampler: sampler.get_description(),
+)  # fmt: skip
+def test_samplers_of_the_sdk_decide_as_if_the_sdk_had_asked_them(sampler: Sampler, telemetry: Telemetry) -> None:
+    """What we decide by the rule of a well-known sampler is what that sampler says, for roots and for children."""
+    direct, asked = _decider(sampler), _decider(AsSdk(sampler))
+    for number in range(300):
+        parent = f"00-{new_trace_id()}-{new_span_id()}-0{number % 2}"
+        record = engine.start("consume", "orders", None, headers={"traceparent": parent} if number % 3 else {})
+        record.sampled = bool(number % 3) and bool(number % 2)
+        assert direct(record) is asked(record)
+
+
 def test_a_consumer_follows_its_senders_decision(traced: Make) -> None:
     """A parent-based sampler sees the flag that came with the message."""
     user = traced(sampler=ParentBased(ALWAYS_OFF))
@@ -307,11 +347,11 @@ def test_a_sampler_that_raises_costs_its_hop_nothing_but_the_span(traced: Make) 
 
 def test_our_own_sampler_keeps_the_same_journeys_in_every_process(traced: Make) -> None:
     """A journey is sampled by its correlation id, whatever trace it is in, with a rate for each name or the default."""
-    user = traced(sampler=HeadSampler({"default": 0.5, "/never": 0.0, "/always": 1.0}))
+    user = traced(sampler=JourneySampler({"default": 0.5, "/never": 0.0, "/always": 1.0}))
     kept = []
     for _ in range(100):
         with rtobs.accept("/orders") as hop:
-            kept.append((hop.correlation_id, keeps(int(hop.correlation_id, 16), 0.5)))
+            kept.append((hop.correlation_id, randomness(int(hop.correlation_id, 16)) >= threshold(0.5)))
         with rtobs.accept("/never"), rtobs.accept("/always"):
             pass
         with rtobs.accept("/always"):
@@ -324,10 +364,9 @@ def test_our_own_sampler_keeps_the_same_journeys_in_every_process(traced: Make) 
 
 def test_a_rate_for_one_name_leaves_the_others_at_all() -> None:
     """`sampling={"push": 0.0}` alone is honoured; what is not named is exported."""
-    sampler = HeadSampler({"push": 0.0})
-    record = engine.HopRecord("deliver", "push", None)
-    assert not sampler.decide(record)
-    assert sampler.decide(engine.HopRecord("deliver", "sms", None))
+    decides = _decider(JourneySampler({"push": 0.0}))
+    assert not decides(engine.HopRecord("deliver", "push", None))
+    assert decides(engine.HopRecord("deliver", "sms", None))
 
 
 # Keeping -------------------------------------------------------------------------------------------------------------
@@ -347,6 +386,35 @@ def test_a_failed_hop_is_exported_though_the_head_said_no(traced: Make) -> None:
     assert all(span.context.trace_flags & TraceFlags.SAMPLED for span in user.spans())
     assert {span.attributes["rtobs.sampling.reason"] for span in user.spans() if span.name != "invoke"} == {"failed"}
     assert Telemetry().by(names.SAMPLING_KEPT, "reason") == {"failed": 2}
+
+
+def test_a_failed_attempt_keeps_what_follows_in_its_journey(traced: Make) -> None:
+    """A second try that works, its message and the messages it sends are exported too: they tell how it went on."""
+    user = traced(sampler=ALWAYS_OFF)
+    with rtobs.consume("orders"):
+        with suppress(ConnectionError), rtobs.deliver("webhook", "crm"):
+            raise ConnectionError
+        with rtobs.deliver("webhook", "crm"):
+            pass
+        with rtobs.publish("done") as sending:
+            headers = sending.headers
+    assert [span.name for span in user.spans()] == [
+        "deliver webhook crm", "deliver webhook crm", "publish done", "consume orders",
+    ]  # fmt: skip
+    assert headers["traceparent"].endswith("-03")
+    assert headers["rtobs-journey"].split(".")[8] == "failed"
+
+
+def test_a_hop_that_was_looked_at_before_it_was_kept_is_exported_as_sampled(traced: Make) -> None:
+    """Ids that a neighbour has read stay; the flag on the exported span is the final one."""
+    user = traced(sampler=ALWAYS_OFF)
+    with suppress(ConnectionError), rtobs.deliver("webhook", "crm"):
+        seen = trace.get_current_span().get_span_context()
+        assert not seen.trace_flags & TraceFlags.SAMPLED
+        raise ConnectionError
+    (span,) = user.spans()
+    assert span.context.trace_flags & TraceFlags.SAMPLED
+    assert span.context.span_id == seen.span_id
 
 
 def test_messages_that_leave_after_a_keep_say_so(traced: Make) -> None:
@@ -434,6 +502,47 @@ def test_a_processor_that_is_added_later_sees_what_starts_from_then_on(traced: M
     assert len(user.spans("consume")) == 2
 
 
+class OneOfTheirOwn(SpanProcessor):
+    """A user's own way to hold processors, which wants to see starts."""
+
+    def __init__(self) -> None:
+        self.held: list[SpanProcessor] = []
+        self.started: list[str] = []
+
+    def add_span_processor(self, processor: SpanProcessor) -> None:
+        self.held.append(processor)
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self.started.append(span.name)
+
+    def on_end(self, span: Any) -> None:
+        for processor in self.held:
+            processor.on_end(span)
+
+
+def test_a_provider_with_a_processor_of_its_own_kind_is_served(traced: Make) -> None:
+    """Where processors are held in another way than the SDK's, the holder itself is asked."""
+    holder = OneOfTheirOwn()
+    user = traced(active_span_processor=holder)
+    with rtobs.accept("/orders"):
+        pass
+    assert holder.started == ["accept /orders"]
+    assert len(user.spans()) == 1
+
+
+def test_in_fallback_a_kept_journey_counts_as_sampled_for_the_users_sampler(traced: Make) -> None:
+    """A keep flag that came with the message makes a parent-based sampler start a real span."""
+    watching = Watching()
+    traced(watching, sampler=ParentBased(ALWAYS_OFF))
+    with rtobs.accept("/orders") as hop:
+        hop.keep("vip")
+        headers = hop.headers
+    del watching.started[:]
+    with rtobs.consume("orders", headers=headers, trust="trusted"):
+        assert trace.get_current_span().is_recording()
+    assert [name for name, _ in watching.started] == ["consume orders"]
+
+
 class Quiet(BatchSpanProcessor):
     """A batch processor of the user's own that does not care about starts."""
 
@@ -473,7 +582,7 @@ def test_more_sends_than_stay_in_a_trace_have_the_ids_they_are_exported_with(tra
                     sent.append(hop.headers["traceparent"][3:52])
         exported = [f"{trace_of(span)}-{span.context.span_id:016x}" for span in user.spans("publish")]
         assert exported == sent
-        assert len({name[:32] for name in sent}) == (1 if processors else 9)
+        assert len({name[:32] for name in sent}) == 9
 
 
 class OtherSpan(trace.NonRecordingSpan):
@@ -563,3 +672,16 @@ def test_the_provider_is_the_one_that_is_set_when_the_first_hop_begins(traced: M
     with rtobs.accept("/orders"):
         pass
     assert len(user.spans()) == 1
+
+
+@pytest.mark.parametrize("tracestate", ["", "vendor=1,ot=th:8"])
+@pytest.mark.parametrize("remote", [True, False])
+def test_ids_are_handed_on_in_the_api_s_own_form(tracestate: str, remote: bool) -> None:
+    """What is made without the API's checks is what the API makes with them."""
+    state = TraceState.from_header([tracestate]) if tracestate else None
+    ours = context_of(2**127 + 1, 2**63 + 1, TraceFlags(3), tracestate, is_remote=remote)
+    theirs = SpanContext(2**127 + 1, 2**63 + 1, remote, TraceFlags(3), state)
+    assert ours == theirs
+    assert ours.is_valid
+    assert type(ours) is SpanContext
+    assert (ours.trace_state or {}) == (theirs.trace_state or {})

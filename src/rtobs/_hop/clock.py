@@ -8,6 +8,8 @@ from __future__ import annotations
 from rtobs import _conventions as names
 from rtobs import _guard
 
+LATE_SECONDS = 30.0
+"""A message that waited longer than this is worth a line in the log, whatever became of it."""
 FUTURE_LIMIT_US = 300 * 1_000_000
 PAST_LIMIT_US = 30 * 86_400 * 1_000_000
 

@@ -16,10 +16,21 @@ from rtobs._journey.outcome import ErrorCategory, Outcome, proven_step
 from rtobs._journey.record import Delivery, DeliveryEnd, HopRecord
 
 
-def finish(record: HopRecord, error: BaseException | None) -> None:
+def finish(record: HopRecord, error: BaseException | None) -> None:  # noqa: C901  a kind each
     """Decide how *record* ended; *error* is what left its block, if anything did."""
     if error is not None:
         _from_error(record, error)
+    elif _went_well(record):
+        record.healthy = True
+        record.outcome = Outcome.OK
+        if record.kind == "consume":
+            record.settled = Outcome.OK
+            journey = record.journey
+            if journey is not None and journey.rare is not None and journey.intent and record.scope is None:
+                _carried(record)
+        if record.rare is not None and record.intents:
+            count_promises(record)
+        return
     if record.kind == "consume":
         _consume(record)
     elif record.kind == "deliver":
@@ -32,6 +43,28 @@ def finish(record: HopRecord, error: BaseException | None) -> None:
         _deliveries(record)
     if record.intents and record.outcome is Outcome.OK:
         count_promises(record)
+
+
+PLAIN_KINDS = frozenset({"accept", "publish", "consume", "receive", "receipt"})
+
+
+def _went_well(record: HopRecord) -> bool:
+    """Tell whether nothing went wrong, nothing was said and nothing was tried before or inside."""
+    return (
+        record.attempt == 1
+        and record.kind in PLAIN_KINDS
+        and (record.settlement == "" or record.settlement == "acked")  # noqa: PLR1714  cheaper than a look-up
+        and (
+            record.rare is None
+            or (
+                record.deliveries is None
+                and record.explicit is None
+                and record.category is None
+                and not record.cancelled
+                and not record.error_type
+            )
+        )
+    )
 
 
 def _from_error(record: HopRecord, error: BaseException) -> None:
@@ -263,14 +296,21 @@ def promise(record: HopRecord, channel: str, count: int) -> None:
 
 
 def count_promises(record: HopRecord | None) -> None:
-    """Count what *record* and the hops around it have promised so far: a message that relies on it has left."""
+    """Count what *record* and the hops around it have promised so far: a message that relies on it has left.
+
+    Where that message is held back on purpose, what it stands for is promised for its release.
+    """
+    release_ns, only = 0, ""
+    if record is not None and record.kind == "publish" and record.message is not None and record.message.release_ns:
+        release_ns, only = record.message.release_ns, record.promise_channel
     while record is not None:
-        intents, record.intents = record.intents, None
-        journey = record.journey
-        if intents and journey is not None:
-            journey.freeze_promise()
-            for channel, count in intents:
-                runtime.promise(journey, channel, count)
+        if record.rare is not None and record.intents:
+            intents, record.intents = record.intents, None
+            journey = record.journey
+            if journey is not None:
+                journey.freeze_promise()
+                for channel, count in intents:
+                    runtime.promise(journey, channel, count, release_ns if only in ("", channel) else 0)
         record = record.parent
 
 

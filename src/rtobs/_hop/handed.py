@@ -20,28 +20,29 @@ MOST_BYTES = 64 * 1024 * 1024
 class Handed:
     """Facts by the identity of the native message, oldest first. All methods may be called from any thread."""
 
-    __slots__ = ("_bytes", "_lock", "_waiting")
+    __slots__ = ("_bytes", "_lock", "waiting")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: OrderedDict[int, tuple[Message, int]] = OrderedDict()
+        self._lock = threading.RLock()
+        self.waiting: OrderedDict[int, tuple[Message, int]] = OrderedDict()
+        """What is kept, by the identity of the native object."""
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def put(self, message: Message, now_ns: int) -> None:
         """Keep *message*, which its user got at *now_ns*; the one that was kept for the same object goes."""
         with self._lock:
             self._drop(id(message.native))
-            self._waiting[id(message.native)] = message, now_ns
+            self.waiting[id(message.native)] = message, now_ns
             self._bytes += message.size
-            while len(self._waiting) > MOST or (self._bytes > MOST_BYTES and len(self._waiting) > 1):
-                self._drop(next(iter(self._waiting)))
+            while len(self.waiting) > MOST or (self._bytes > MOST_BYTES and len(self.waiting) > 1):
+                self._drop(next(iter(self.waiting)))
 
     def look(self, native: object) -> Message | None:
         """Return what is known of *native*, and keep it."""
-        found = self._waiting.get(id(native))
+        found = self.waiting.get(id(native))
         return found[0] if found is not None and found[0].native is native else None
 
     def take(self, native: object) -> tuple[Message, int] | None:
@@ -50,7 +51,7 @@ class Handed:
             return self._drop(id(native)) if self.look(native) is not None else None
 
     def _drop(self, identity: int) -> tuple[Message, int] | None:
-        found = self._waiting.pop(identity, None)
+        found = self.waiting.pop(identity, None)
         if found is not None:
             self._bytes -= found[0].size
         return found
@@ -58,5 +59,5 @@ class Handed:
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
-            self._waiting.clear()
+            self.waiting.clear()
             self._bytes = 0

@@ -12,6 +12,7 @@ from rtobs import _guard
 from rtobs import _redaction as redaction
 from rtobs._hop import engine
 from rtobs._hop.finish import promise
+from rtobs._hop.handover import headers_of
 from rtobs._hop.runtime import runtime
 from rtobs._journey.journey import Key
 from rtobs._journey.outcome import ErrorCategory, Outcome
@@ -23,7 +24,7 @@ _NOT_A_WORD = re.compile("[^a-z_]+")
 _WORD_LIMIT = 16
 _MOST_INTENDED = 1_000_000
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 class Hop:
@@ -51,7 +52,7 @@ class Hop:
         if record is None:
             return {}
         try:
-            return engine.headers_of(record)
+            return headers_of(record)
         except Exception as error:  # noqa: BLE001  the message leaves without a journey rather than not at all
             _guard.fault("hop.headers", error)
             return {}
@@ -59,13 +60,18 @@ class Hop:
     def note(self, /, **fields: Scalar) -> None:
         """Add facts to the hop's span and log event. They never become metric labels.
 
-        Values longer than 1,024 characters are cut; at most 64 fields are kept.
+        Values longer than 1,024 bytes are cut; at most 64 fields are kept. What is recognised as a secret or as
+        somebody's address does not leave: ``docs/privacy.md``.
         """
         record = self._record
-        if record is not None and not record.ended:
+        if record is None or record.ended:
+            return
+        try:
             with _lock:
                 for name, value in fields.items():
                     record.note(name, value)
+        except Exception as error:  # noqa: BLE001  the handler goes on
+            _guard.fault("hop.note", error)
 
     def event(self, name: str, /, **fields: Scalar) -> None:
         """Tell that something happened: a span event and a log event; counted by *name* (keep names few)."""
@@ -87,18 +93,19 @@ class Hop:
         """
         record = self._record
         journey = record.journey if record is not None else None
-        if journey is None:
+        if record is None or journey is None:
             return
         try:
             if tenant:
-                journey.tenant = redaction.text(tenant, redaction.NAME_LIMIT)
+                journey.tenant = _word(tenant)
                 journey.named = runtime.admit_tenant(journey.tenant)
+                runtime.segmented(record)
             if region:
-                journey.region = redaction.text(region, redaction.NAME_LIMIT)
+                journey.region = _word(region)
             if source:
-                journey.source = redaction.text(source, redaction.NAME_LIMIT)
+                journey.source = _word(source)
             if device_type:
-                journey.device_type = redaction.text(device_type, redaction.NAME_LIMIT)
+                journey.device_type = _word(device_type)
         except Exception as error:  # noqa: BLE001  a segment of the wrong type must not stop the message
             _guard.fault("hop.segment", error)
 
@@ -142,10 +149,7 @@ class Hop:
         if record is None:
             return
         try:
-            word = _NOT_A_WORD.sub("_", reason.lower())[:_WORD_LIMIT] or "forced"
-            record.keep_reason = word
-            if record.journey is not None:
-                record.journey.kept = word
+            runtime.keep(record, _NOT_A_WORD.sub("_", reason.lower())[:_WORD_LIMIT] or "forced")
         except Exception as error:  # noqa: BLE001  the handler goes on
             _guard.fault("hop.keep", error)
 
@@ -169,6 +173,20 @@ class Hop:
         return "<Hop: none>" if record is None else f"<Hop {record.kind} {record.name} {self.correlation_id}>"
 
 
+def _word(value: str) -> str:
+    """Return a word that travels and is shown; what was declared in ``configure`` is no secret."""
+    found = redaction.redact(value, redaction.NAME_LIMIT)
+    return found if found == value or not runtime.declares(value) else redaction.text(value, redaction.NAME_LIMIT)
+
+
+NO_HOP = Hop()
+
+
 def current() -> Hop:
     """Return the innermost hop of this context; outside of one, a handle whose methods do nothing."""
-    return Hop(engine.current())
+    try:
+        record = engine.current()
+        return NO_HOP if record is None else Hop(record)
+    except Exception as error:  # noqa: BLE001  the handler goes on
+        _guard.fault("hop.current", error)
+        return NO_HOP

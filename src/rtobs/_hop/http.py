@@ -14,12 +14,11 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
 
-from opentelemetry.context import Context, attach, get_current
-
 from rtobs import _guard
 from rtobs import _redaction as redaction
 from rtobs._conventions import Attribute
 from rtobs._hop import engine, leaf
+from rtobs._hop.context import Context, attach, get_current
 from rtobs._hop.hop import Hop
 from rtobs._hop.runtime import runtime
 from rtobs._journey.classify import by_status
@@ -56,6 +55,8 @@ class Request:
         """The client has hung up."""
         self.record: HopRecord | None = None
         try:
+            if runtime.off and not engine.is_on():
+                return
             record = engine.start(
                 "accept", UNMATCHED, engine.current(), headers=headers, trust=trust, neighbours=neighbours
             )
@@ -79,7 +80,7 @@ class Request:
     def is_adopted(self) -> bool:
         """Whether another tool's span stands for the hop; it may end with the last byte of the response."""
         record = self.record
-        return record is not None and record.adopted is not None and not record.fallback
+        return record is not None and record.adopted is not None and record.told is None
 
     def begun(self, status: object) -> None:
         """Take the status of the response; by now the request has been routed."""
@@ -99,8 +100,8 @@ class Request:
         record = self.record
         if record is None or record.ended:
             return
-        self._name()
         try:
+            self._name()
             if self.status:
                 record.note(Attribute.HTTP_STATUS, self.status)
             if self.gone:
@@ -110,6 +111,7 @@ class Request:
                 self._judge(record)
             engine.end(record, error)
         except Exception as fault:  # noqa: BLE001  the response goes on
+            engine.end_again(record, error)
             _guard.fault("http.request", fault)
 
     def _name(self) -> None:
@@ -131,21 +133,35 @@ class Request:
 
     def leave(self) -> None:
         """Restore what was current before the request; call it where the request was made."""
-        if self.record is not None:
-            engine.leave(self.record)
+        try:
+            if self.record is not None:
+                engine.leave(self.record)
+        except Exception as fault:  # noqa: BLE001  the response goes on
+            if self.record is not None:
+                engine.close_again(self.record)
+            _guard.fault("http.request", fault)
 
     @contextmanager
     def resumed(self) -> Generator[None]:
         """Be the current hop further in, where a framework in between has begun a context without it."""
-        if self.record is None or engine.current() is not None:
-            yield
-            return
-        around = get_current()
-        attach(Context({**around, engine.HOP_KEY: self.record}))
+        around = self._resume()
         try:
             yield
         finally:
-            attach(around)
+            if around is not None:
+                attach(around)
+
+    def _resume(self) -> Context | None:
+        """Make the hop the current one if there is none; return the context from before."""
+        try:
+            if self.record is None or engine.current() is not None:
+                return None
+            around = get_current()
+            attach(Context({**around, engine.HOP_KEY: self.record}))
+        except Exception as fault:  # noqa: BLE001  what is further in runs without a hop
+            _guard.fault("http.request", fault)
+            return None
+        return around
 
 
 # A call goes out -----------------------------------------------------------------------------------------------------
@@ -156,27 +172,34 @@ _exchange: ContextVar[Exchange | None] = ContextVar("rtobs-http-exchange", defau
 class Exchange:
     """``with Exchange() as call:`` round one call of a client, its redirects included. Nothing here raises."""
 
-    __slots__ = ("_facts", "_record", "_requests", "_token")
+    __slots__ = ("_facts", "_record", "_requests", "_token", "redirect")
 
     def __init__(self) -> None:
-        record = engine.current()
-        self._record = record if record is not None and record.kind == "deliver" and not record.ended else None
+        self.redirect: object = None
+        """The request by which the client follows a redirect, where it makes a call of it; a leaf says so."""
+        self._record: HopRecord | None = None
         self._requests = 0
         self._facts: dict[str, str | int | float] = {}
         self._token: Token[Exchange | None] | None = None
 
     def __enter__(self) -> Self:
-        self._token = _exchange.set(self)
+        try:
+            record = engine.current()
+            if record is not None and record.kind == "deliver" and not record.ended:
+                self._record = record
+            self._token = _exchange.set(self)
+        except Exception as fault:  # noqa: BLE001  the call is made without us
+            _guard.fault("http.exchange", fault)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._token is not None:
-            _exchange.reset(self._token)
-        if self._record is None or not self._facts:
-            return
         try:
+            if self._token is not None:
+                _exchange.reset(self._token)
+            if self._record is None or not self._facts:
+                return
             if self._requests > 1:
                 self._facts[Attribute.HTTP_RESENDS] = self._requests - 1
             Hop(self._record).note(**self._facts)

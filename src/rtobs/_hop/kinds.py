@@ -12,10 +12,13 @@ from types import TracebackType
 from typing import Any, Final, ParamSpec, Protocol, TypeVar, get_args, overload
 from uuid import UUID
 
+from rtobs import _guard
 from rtobs import _redaction as redaction
-from rtobs._hop import engine, leaf
+from rtobs._hop import engine, leaf, plain
 from rtobs._hop import stage as stages
+from rtobs._hop.context import get_current
 from rtobs._hop.finish import count_promises, delivered_later, promise_of
+from rtobs._hop.handover import headers_of
 from rtobs._hop.hop import Hop
 from rtobs._hop.operation import Call, Opened, Operation
 from rtobs._hop.runtime import runtime
@@ -55,7 +58,19 @@ class _Missing:
 MISSING: Final = _Missing()
 
 
+_new: Any = object.__new__
+_MOST_NAMES = 1024
+_names: dict[object, str] = {}
+
+
 def _name(kind: str, argument: str, value: object) -> str:
+    if type(value) is str:
+        found = _names.get(value)
+        if found is None:
+            found = redaction.text(value, redaction.NAME_LIMIT)
+            if len(_names) < _MOST_NAMES:
+                _names[value] = found
+        return found
     if not isinstance(value, str):
         raise ConfigError(f"rtobs.{kind}: {argument} must be a str; got {value!r} ({type(value).__name__})")
     return redaction.text(value, redaction.NAME_LIMIT)
@@ -87,7 +102,7 @@ class Accept(Operation):
         record = engine.start("accept", self._route, ambient, headers=self._headers, trust=self._trust)
         record.named = True
         engine.enter(record)
-        return Opened(record, owner=True)
+        return record, True
 
 
 class Publish(Operation):
@@ -96,9 +111,9 @@ class Publish(Operation):
     __slots__ = ("_channel", "_destination", "_fills_headers", "_key")
 
     def __init__(self, destination: str, channel: str, key: Key | None) -> None:
-        super().__init__()
+        self._entered = None
         self._destination = _name("publish", "destination", destination)
-        self._channel = _name("publish", "channel", channel)
+        self._channel = _name("publish", "channel", channel) if channel != "" else ""
         if key is not None and not isinstance(key, str | bytes | int | UUID):
             raise ConfigError(f"rtobs.publish: key must be str, bytes, int or UUID; got {key!r} ({type(key).__name__})")
         self._key = key
@@ -110,32 +125,35 @@ class Publish(Operation):
 
     def _open(self, call: Call | None) -> Opened:
         del call
+        context = get_current()
+        if not context and not self._channel:
+            record = plain.publish(self._destination, context)
+            if record is not None:
+                return record, True
         ambient = engine.current()
-        if (
-            ambient is not None
-            and ambient.kind == "publish"
-            and not ambient.ended
-            and not ambient.named
-            and ambient.layer is None
-        ):
+        if ambient is None:
+            record = engine.start("publish", self._destination)
+        elif ambient.kind == "publish" and not ambient.ended and not ambient.named and ambient.layer is None:
             return _named(ambient, self._destination)
-        record = leaf.open_publish(self._destination, ambient)
+        else:
+            record = leaf.open_publish(self._destination, ambient)
         record.named = True
         if self._channel:
             promise_of(record, self._channel, self._key)
         engine.enter(record)
-        return Opened(record, owner=True)
+        return record, True
 
-    def _arguments(self, opened: Opened, call: Call) -> dict[str, Any]:
-        if self._fills_headers and "headers" not in call.kwargs:
-            return {**call.kwargs, "headers": engine.headers_of(opened.record)}
-        return call.kwargs
+    def _arguments(self, record: HopRecord, call: Call) -> dict[str, Any]:
+        if self._fills_headers and "headers" not in call[1]:
+            return {**call[1], "headers": headers_of(record)}
+        return call[1]
 
-    def _end(self, record: HopRecord, error: BaseException | None) -> None:
-        if error is None and record.send_error is None:
+    def _close(self, record: HopRecord, error: BaseException | None) -> None:
+        if record.rare is not None and record.send_error is not None:
+            error, record.send_error = error or record.send_error, None
+        if error is None and (record.rare is not None or record.parent is not None):
             count_promises(record)
-        engine.end(record, error if error is not None else record.send_error)
-        record.send_error = None
+        engine.close(record, error)
 
 
 class Consume(Operation):
@@ -144,7 +162,7 @@ class Consume(Operation):
     __slots__ = ("_destination", "_headers", "_message", "_parameter", "_trust")
 
     def __init__(self, destination: str, message: object, headers: Headers | None, trust: Trust | None) -> None:
-        super().__init__()
+        self._entered = None
         self._destination = _name("consume", "destination", destination)
         if trust is not None:
             _one_of("consume", "trust", trust, Trust)
@@ -167,25 +185,34 @@ class Consume(Operation):
     def _mark(self, wrapper: Any) -> None:
         wrapper.__rtobs_consume__ = True
 
-    def _describe(self, call: Call | None) -> Message | None:
-        if call is None:
-            return runtime.describe(None if self._message is MISSING else self._message)
+    def _describe(self, call: Call) -> Message | None:
         if self._parameter is not None:
-            bound = self._parameter.bind_partial(*call.args, **call.kwargs)
+            bound = self._parameter.bind_partial(*call[0], **call[1])
             return runtime.describe(bound.arguments.get(str(self._message)))
-        for value in (*call.args, *call.kwargs.values()):  # a method's first argument is not the message
+        for value in (*call[0], *call[1].values()):  # a method's first argument is not the message
             found = runtime.describe(value)
             if found is not None:
                 return found
         return None
 
     def _open(self, call: Call | None) -> Opened:
+        message: Message | None
+        if call is not None:
+            message = self._describe(call)
+        else:
+            message = None if self._message is MISSING else runtime.describe(self._message)
+        context = get_current()
+        if not context and message is not None and self._headers is None and self._trust is None:
+            record = plain.consume(self._destination, message, context)
+            if record is not None:
+                return record, True
         ambient = engine.current()
-        message = self._describe(call)
-        if _unnamed(ambient, "consume") and (message is None or leaf.joins_consume(ambient, message)):
-            return _named(ambient, self._destination)
-        if leaf.joins_consume(ambient, message):
-            return Opened(ambient, owner=False)
+        if ambient is not None and not ambient.ended and ambient.kind == "consume":
+            same = leaf.joins_consume(ambient, message)
+            if (same or message is None) and ambient.auto and not ambient.named:
+                return _named(ambient, self._destination)
+            if same:
+                return ambient, False
         headers: object = self._headers
         trust = self._trust
         if message is not None:
@@ -194,7 +221,7 @@ class Consume(Operation):
         record = leaf.open_consume(self._destination, ambient, message, headers, trust or "link")
         record.named = True
         engine.enter(record)
-        return Opened(record, owner=True)
+        return record, True
 
 
 class Deliver(Operation):
@@ -221,10 +248,10 @@ class Deliver(Operation):
     def _identity(self, call: Call | None) -> tuple[object, object]:
         """Return what tells this delivery from others of its scope, and what must stay alive meanwhile."""
         if callable(self._key):
-            return (self._key(*call.args, **call.kwargs) if call is not None else None), None
+            return (self._key(*call[0], **call[1]) if call is not None else None), None
         if self._key is not None or call is None:
             return self._key, None
-        arguments = (*call.args, *call.kwargs.values())
+        arguments = (*call[0], *call[1].values())
         return tuple(value if type(value) in (str, bytes, int, UUID) else id(value) for value in arguments), arguments
 
     def _open(self, call: Call | None) -> Opened:
@@ -238,10 +265,8 @@ class Deliver(Operation):
         try:
             record.key = self._identity(call)
         except Exception as error:  # noqa: BLE001  a key of the user's that raises: the delivery is told apart by channel only
-            from rtobs import _guard
-
             _guard.fault("deliver.key", error)
-        return Opened(record, owner=True)
+        return record, True
 
     def _returned(self, record: HopRecord, value: object) -> None:
         if record.explicit is not None:
@@ -281,22 +306,22 @@ class Receipt(Operation):
             runtime.prepare()
         found = runtime.redeem(self._token, self._step)
         if found is None:
-            return Opened(None, owner=False)
+            return None, False
         ambient = engine.current()
-        record = engine.start("receipt", self._step, None)
+        record = engine.start("receipt", self._step, None, journey=found.journey)
         record.named = True
         if ambient is not None and not ambient.ended:
             record.link(ambient.trace_id, ambient.span_id, ambient.flags)
-        record.journey, record.step = found.journey, self._step
+        record.step = self._step
         record.channel, record.provider = found.channel, found.provider
         record.link(found.trace_id, found.span_id)
         engine.enter(record)
-        return Opened(record, owner=True)
+        return record, True
 
-    def _end(self, record: HopRecord, error: BaseException | None) -> None:
+    def _close(self, record: HopRecord, error: BaseException | None) -> None:
         if error is None and record.explicit in (None, Outcome.OK):
             delivered_later(record, record.channel, record.provider)
-        engine.end(record, error)
+        engine.close(record, error)
 
 
 class Job(Operation):
@@ -322,7 +347,7 @@ class Job(Operation):
         record.named = True
         record.window = (int(self._due.timestamp() * 1e9), int(self._window.total_seconds() * 1e9))
         engine.enter(record)
-        return Opened(record, owner=True)
+        return record, True
 
 
 class Stage(Operation):
@@ -339,13 +364,36 @@ class Stage(Operation):
     def _open(self, call: Call | None) -> Opened:
         del call
         stage = stages.open_stage(self._name)
-        return Opened(stage, owner=stage is not None)
+        return stage, stage is not None
 
-    def _leave(self, record: StageRecord) -> None:
-        stages.leave_stage(record)
-
-    def _end(self, record: StageRecord, error: BaseException | None) -> None:
+    def _close(self, record: StageRecord, error: BaseException | None) -> None:
         stages.close_stage(record, error)
+
+    def _close_again(self, record: StageRecord, error: BaseException | None) -> None:
+        try:
+            stages.close_stage(record, error)
+        except Exception as fault:  # noqa: BLE001  there is nothing more that could be done
+            _guard.fault("stage.close", fault)
+
+
+class Nothing(Operation):
+    """What stands for an operation that could not be made: it opens no hop."""
+
+    __slots__ = ()
+
+    generators = True
+
+    def _open(self, call: Call | None) -> Opened:
+        del call
+        return None, False
+
+
+def _nothing(kind: str, error: Exception) -> Any:
+    """Return an operation that does nothing in the place of one that could not be made; wrong arguments raise."""
+    if isinstance(error, ConfigError):
+        raise error
+    _guard.fault(f"{kind}.make", error)
+    return Nothing()
 
 
 def _unnamed(ambient: HopRecord | None, kind: str) -> bool:
@@ -356,7 +404,7 @@ def _named(ambient: HopRecord | None, name: str) -> Opened:
     if ambient is not None:
         ambient.name = name
         ambient.named = True
-    return Opened(ambient, owner=False)
+    return ambient, False
 
 
 # The public functions ------------------------------------------------------------------------------------------------
@@ -374,7 +422,10 @@ def accept(route: str, *, headers: Headers | None = None, trust: Trust = "link")
     Raises:
         ConfigError: an argument of the wrong type.
     """
-    return Accept(route, headers, trust)
+    try:
+        return Accept(route, headers, trust)
+    except Exception as error:  # noqa: BLE001  see `_nothing`; so below
+        return _nothing("accept", error)  # type: ignore[no-any-return]
 
 
 def publish(destination: str, *, channel: str = "", key: Key | None = None) -> Operation:
@@ -386,7 +437,16 @@ def publish(destination: str, *, channel: str = "", key: Key | None = None) -> O
     Raises:
         ConfigError: an argument of the wrong type.
     """
-    return Publish(destination, channel, key)
+    try:
+        if type(destination) is str and channel == "" and key is None and (name := _names.get(destination)) is not None:
+            made: Publish = _new(Publish)  # as its constructor does it, without the calls
+            made._destination = name  # noqa: SLF001  as above; so below
+            made._channel, made._key = "", None  # noqa: SLF001
+            made._entered, made._fills_headers = None, False  # noqa: SLF001
+            return made
+        return Publish(destination, channel, key)
+    except Exception as error:  # noqa: BLE001
+        return _nothing("publish", error)  # type: ignore[no-any-return]
 
 
 def consume(
@@ -404,7 +464,16 @@ def consume(
     Raises:
         ConfigError: an argument of the wrong type, or a parameter name that the function does not have.
     """
-    return Consume(destination, message, headers, trust)
+    try:
+        if type(destination) is str and trust is None and (name := _names.get(destination)) is not None:
+            made: Consume = _new(Consume)  # as above
+            made._destination = name  # noqa: SLF001
+            made._message, made._headers = message, headers  # noqa: SLF001
+            made._entered = made._trust = made._parameter = None  # noqa: SLF001
+            return made
+        return Consume(destination, message, headers, trust)
+    except Exception as error:  # noqa: BLE001
+        return _nothing("consume", error)  # type: ignore[no-any-return]
 
 
 @overload
@@ -430,7 +499,10 @@ def deliver(
     Raises:
         ConfigError: an argument of the wrong type.
     """
-    return Deliver(channel, provider, key, judge)
+    try:
+        return Deliver(channel, provider, key, judge)
+    except Exception as error:  # noqa: BLE001
+        return _nothing("deliver", error)
 
 
 def receipt(step: Step, token: str) -> Operation:
@@ -441,7 +513,10 @@ def receipt(step: Step, token: str) -> Operation:
     Raises:
         ConfigError: a step that does not exist.
     """
-    return Receipt(step, token)
+    try:
+        return Receipt(step, token)
+    except Exception as error:  # noqa: BLE001
+        return _nothing("receipt", error)  # type: ignore[no-any-return]
 
 
 def job(connector: str, *, due: datetime, window: timedelta) -> Operation:
@@ -450,7 +525,10 @@ def job(connector: str, *, due: datetime, window: timedelta) -> Operation:
     Raises:
         ConfigError: *due* without a time zone, or a *window* that is not positive.
     """
-    return Job(connector, due, window)
+    try:
+        return Job(connector, due, window)
+    except Exception as error:  # noqa: BLE001
+        return _nothing("job", error)  # type: ignore[no-any-return]
 
 
 def stage(name: str) -> Operation:
@@ -459,4 +537,7 @@ def stage(name: str) -> Operation:
     Raises:
         ConfigError: a name that is not a str.
     """
-    return Stage(name)
+    try:
+        return Stage(name)
+    except Exception as error:  # noqa: BLE001
+        return _nothing("stage", error)  # type: ignore[no-any-return]

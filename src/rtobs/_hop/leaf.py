@@ -7,18 +7,21 @@ message). It must not know any client.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, create_key, get_current
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, create_key
 
 from rtobs import _conventions as names
 from rtobs import _guard
 from rtobs._hop import engine
 from rtobs._hop.clock import age_us
+from rtobs._hop.context import Context, attach, get_current
 from rtobs._hop.finish import count_promises
 from rtobs._hop.handed import Handed
+from rtobs._hop.handover import headers_of
 from rtobs._hop.runtime import runtime
 from rtobs._journey import carrier
 from rtobs._journey.message import Message
@@ -29,7 +32,7 @@ LAYER_KEY = create_key("rtobs-send-layer")
 SUPPRESS = {_SUPPRESS_INSTRUMENTATION_KEY: True, "suppress_instrumentation": True}
 SLOW_CONFIRM_NS = 1_000_000_000
 """A broker that takes longer than this to take one message holds its sender back."""
-_count_lock = threading.Lock()
+_count_lock = threading.RLock()
 
 
 def note_message(record: HopRecord, message: Message) -> None:
@@ -53,31 +56,28 @@ class _Layer:
 
 
 def open_publish(name: str, ambient: HopRecord | None, message: Message | None = None) -> HopRecord:
-    """Start a publish hop, counted at its publisher; from the 33rd on it has a trace of its own.
-
-    Not where an SDK span stands for it: that one's ids are fixed when it starts.
-    """
+    """Start a publish hop, counted at its publisher; from the 33rd on it has a trace of its own."""
     sibling = ambient if ambient is not None and ambient.kind == "publish" else None
     publisher = sibling.parent if sibling is not None else ambient
-    record = engine.start("publish", name, publisher or sibling, message=message)
-    if sibling is not None and publisher is None:
-        record.parent, record.scope = None, None
-        record.parent_span_id, record.parent_trace_id = sibling.parent_span_id, sibling.parent_trace_id
-    if publisher is not None:
-        with _count_lock:
-            publisher.sends += 1
-            number = publisher.sends
-        if number > engine.FANOUT_LIMIT and publisher.kind != "job" and record.adopted is None:
-            engine.restart_trace(record, publisher)
-    return record
+    if publisher is None:
+        return engine.start("publish", name, sibling, message=message, place="beside" if sibling is not None else "in")
+    with _count_lock:
+        publisher.sends += 1
+        number = publisher.sends
+    apart = number > engine.FANOUT_LIMIT and publisher.kind != "job"
+    place: engine.Place = "apart" if apart else "in"
+    return engine.start("publish", name, publisher, message=message, place=place, number=number)
 
 
 class Send:
-    """``with Send(message) as send:`` round the client's own call; ``send.headers(existing)`` goes with it."""
+    """``with Send(message) as send:`` round the client's own call; ``send.headers(existing)`` goes with it.
+
+    Without a message, where a leaf could not say what it is, the call goes on without us; so do the two below.
+    """
 
     __slots__ = ("_begun_ns", "_message", "_owner", "_previous", "record")
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message | None) -> None:
         self._message = message
         self._owner = False
         self._begun_ns = 0
@@ -93,6 +93,9 @@ class Send:
         return self
 
     def _open(self) -> None:
+        message = self._message
+        if message is None or (runtime.off and not engine.is_on()):
+            return
         context = get_current()
         ambient = engine.current()
         layer = context.get(LAYER_KEY)
@@ -103,7 +106,7 @@ class Send:
             record = ambient
             self._begun_ns = runtime.monotonic_ns()
         else:
-            record = open_publish(self._message.destination, ambient, self._message)
+            record = open_publish(message.destination, ambient, message)
             record.auto = self._owner = True
             self._begun_ns = record.start_ns
         self.record = record
@@ -111,7 +114,7 @@ class Send:
         if self._owner:
             engine.enter(record, {LAYER_KEY: own, **SUPPRESS})
         else:
-            note_message(record, self._message)
+            note_message(record, message)
             self._previous = context
             attach(Context({**context, LAYER_KEY: own, **SUPPRESS}))
 
@@ -121,23 +124,50 @@ class Send:
         *room*: bytes that ours may take beside the caller's, with four for each line's ``: `` and end; where that is
         not enough they stay out, counted.
         """
-        merged: dict[str, Any] = dict(existing) if existing else {}
-        record = self.record
-        if record is None or not self._message.carrier:
-            return merged
+        merged: dict[str, Any] = existing or {}
         try:
-            own = send_headers(record)
+            merged = dict(existing) if existing else {}
+            own = self._own(existing, room)
+            if own is None:
+                return merged
             if len(merged) > 0:
                 for name in names.OWN_HEADERS:
                     merged.pop(name, None)
-                keep_foreign_baggage(own, existing)
-            if room is not None and room < sum(len(f"{n}{v}".encode("utf-8", "replace")) + 4 for n, v in own.items()):
-                _guard.tally(names.PROPAGATION_REJECTED, "too_long")
-                return dict(existing) if existing else {}
             merged.update(own)
         except Exception as error:  # noqa: BLE001  the message leaves without a journey rather than not at all
             _guard.fault("leaf.headers", error)
         return merged
+
+    def pairs(
+        self, existing: Iterable[tuple[Any, Any]] | None = None, room: int | None = None, *,
+        write: Callable[[str], Any] = str,
+    ) -> list[tuple[Any, Any]]:  # fmt: skip
+        """Return the same for a transport whose headers may repeat, as a new list: the caller's, then ours.
+
+        *write* makes of our text what the transport wants.
+        """
+        given: list[tuple[Any, Any]] = list(existing or ())
+        try:
+            own = self._own({name: value for name, value in given if name in names.OWN_HEADERS}, room)
+            if own is not None:
+                ours = [(name, write(value)) for name, value in own.items()]
+                return [*(pair for pair in given if pair[0] not in names.OWN_HEADERS), *ours]
+        except Exception as error:  # noqa: BLE001  as above
+            _guard.fault("leaf.headers", error)
+        return given
+
+    def _own(self, existing: Any, room: int | None) -> dict[str, str] | None:
+        """Return our headers, with what is to stay of the caller's *existing* ones; None where there are to be none."""
+        record = self.record
+        if record is None or self._message is None or not self._message.carrier:
+            return None
+        own = send_headers(record)
+        if existing:
+            keep_foreign_baggage(own, existing)
+        if room is not None and room < sum(len(f"{n}{v}".encode("utf-8", "replace")) + 4 for n, v in own.items()):
+            _guard.tally(names.PROPAGATION_REJECTED, "too_long")
+            return None
+        return own
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -152,8 +182,7 @@ class Send:
                 record.send_error = None
                 count_promises(record)
             if self._owner:
-                engine.leave(record)
-                engine.end(record, error)
+                engine.close(record, error)
                 return
             if error is not None:
                 record.layer = None  # the next try binds again
@@ -161,7 +190,24 @@ class Send:
             if self._previous is not None and get_current().get(engine.HOP_KEY) is record:
                 attach(self._previous)
         except Exception as fault:  # noqa: BLE001  the host's result or exception goes on unchanged
+            self._close_again(record, error)
             _guard.fault("leaf.send", fault)
+
+    def _close_again(self, record: HopRecord, error: BaseException | None) -> None:
+        """Do no more than restore the context and end our own hop, where that has failed half-way. Raises nothing."""
+        if self._owner:
+            engine.close_again(record, error)
+            return
+        try:
+            if self._previous is not None and get_current().get(engine.HOP_KEY) is record:
+                attach(self._previous)
+        except Exception as fault:  # noqa: BLE001  there is nothing more that could be done
+            _guard.fault("leaf.send", fault)
+
+
+def uncarried() -> None:
+    """Count a message whose client has no place for our headers, where it usually has one."""
+    _guard.tally(names.PROPAGATION_REJECTED, "unsupported")
 
 
 def send_headers(record: HopRecord) -> dict[str, str]:
@@ -174,13 +220,15 @@ def send_headers(record: HopRecord) -> dict[str, str]:
         and consumed.message is not None
         and record.message is not None
     ):
-        again = consumed.explicit is Outcome.RETRIED or (
-            record.message.system == consumed.message.system
-            and consumed.message.destination in (record.message.destination, record.message.address)
-        )
+        again = record.message.again
+        if again is None:
+            again = consumed.explicit is Outcome.RETRIED or (
+                record.message.system == consumed.message.system
+                and consumed.message.destination in (record.message.destination, record.message.address)
+            )
         if again:
             attempt = consumed.attempt + 1
-    return engine.headers_of(record, attempt)
+    return headers_of(record, attempt)
 
 
 def keep_foreign_baggage(own: dict[str, str], existing: Any) -> None:
@@ -201,15 +249,16 @@ def open_consume(
     """Start a consume hop from what the message carries."""
     record = engine.start("consume", name, ambient, message=message, headers=headers, trust=trust)
     journey = record.journey
-    if message is not None:
-        if journey is not None:
-            record.attempt = journey.attempt + max(message.delivery_count, 1) - 1
+    if journey is not None:
+        record.attempt = journey.attempt
+        if message is not None:
+            if message.delivery_count > 1:
+                record.attempt += message.delivery_count - 1
             if message.dead_cause or message.replay:
                 journey.replay = True
+    if message is not None and received.waiting:
         received.take(message.native)
-    elif journey is not None:
-        record.attempt = journey.attempt
-    if record.missing_carrier:
+    if record.rare is not None and record.missing_carrier:
         _guard.tally(names.PROPAGATION_MISSING, name)
     engine.measure_lag(record)
     return record
@@ -232,15 +281,17 @@ class Process:
 
     __slots__ = ("_message", "_owner", "record")
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message | None) -> None:
         self._message = message
         self._owner = False
         self.record: HopRecord | None = None
 
     def __enter__(self) -> Self:
         try:
-            ambient = engine.current()
             message = self._message
+            if message is None or (runtime.off and not engine.is_on()):
+                return self
+            ambient = engine.current()
             if joins_consume(ambient, message):
                 self.record = ambient
             else:
@@ -260,10 +311,20 @@ class Process:
         if record is None or not self._owner:
             return
         try:
-            engine.leave(record)
-            engine.end(record, error)
+            engine.close(record, error)
         except Exception as fault:  # noqa: BLE001  the host's result or exception goes on unchanged
+            engine.close_again(record, error)
             _guard.fault("leaf.process", fault)
+
+    def abandon(self) -> None:
+        """Leave the hop without an end, as if the process had been killed: somebody else tells what became of it."""
+        record = self.record
+        if record is not None and self._owner:
+            engine.leave(record)
+            runtime.open_hops.discard(record)
+            record.ended = True
+            if record.held:
+                runtime.release(record)
 
 
 # Receiving and settling ----------------------------------------------------------------------------------------------
@@ -272,20 +333,32 @@ received = Handed()
 """Messages that an iterator or a fetch has handed out and no hop has taken yet, and when."""
 
 
+def now_ns() -> int:
+    """Return the monotonic time; 0 where not even that can be had."""
+    try:
+        return runtime.monotonic_ns()
+    except Exception as error:  # noqa: BLE001  the client's call goes on
+        _guard.fault("leaf.clock", error)
+        return 0
+
+
 def receive(messages: Sequence[Message], begun_ns: int, *, span: bool = True) -> None:
-    """Record one fetch that brought *messages*; *begun_ns* is monotonic. An empty fetch is nothing.
+    """Record one fetch that brought *messages*; *begun_ns* is of ``now_ns``. An empty fetch is nothing.
 
     With *span* it becomes a span of its own, linked to what it fetched; prefetching iterators pass False.
     """
-    if not messages:
-        return
     try:
-        first = messages[0]
+        if not messages or (runtime.off and not engine.is_on()):
+            return
+        first, begun_ns = messages[0], begun_ns or runtime.monotonic_ns()
         if not span:
             duration = (runtime.monotonic_ns() - begun_ns) / 1e9
             runtime.observe(names.CLIENT_DURATION, duration, _operation(first, "receive", ""))
             return
-        record = engine.start("receive", first.destination, engine.current(), message=first)
+        facts = replace(first, native=None, headers=None)  # its own: the message goes on to a hop that handles it
+        if len(messages) > 1:
+            facts.position = None
+        record = engine.start("receive", facts.destination, engine.current(), message=facts)
         record.wall_ns -= record.start_ns - begun_ns
         record.start_ns = begun_ns
         record.note(names.Attribute.BATCH_COUNT, len(messages))
@@ -305,30 +378,41 @@ def _parents(messages: Iterable[Message]) -> Iterable[carrier.Parent]:
 
 def handed_out(message: Message) -> None:
     """Remember a message that an iterator yields or a fetch brings, until a hop takes it or ``passed_by`` asks."""
-    received.put(message, runtime.wall_ns())
+    try:
+        if not runtime.off or engine.is_on():
+            received.put(message, runtime.wall_ns())
+    except Exception as error:  # noqa: BLE001  the message goes on to the host
+        _guard.fault("leaf.receive", error)
 
 
 def known(native: object) -> Message | None:
     """Return what is known of a native object: it was handed out and waits, or the current hop is about it."""
-    found = received.look(native)
-    if found is None:
-        record = engine.current()
-        if record is not None and record.message is not None and record.message.native is native:
-            return record.message
+    try:
+        found = received.look(native)
+        if found is None:
+            record = engine.current()
+            if record is not None and record.message is not None and record.message.native is native:
+                return record.message
+    except Exception as error:  # noqa: BLE001  then nothing is known
+        _guard.fault("leaf.known", error)
+        return None
     return found
 
 
 def passed_by(message: Message) -> None:
     """Record the lag of a message that an iterator yielded and that no hop has taken."""
-    taken = received.take(message.native)
-    if taken is None:
-        return
-    found = carrier.extract(message.headers, runtime.wire_key).journey if message.trust == "trusted" else None
-    sent_us, source = engine.sent_at(message, found)
-    span = age_us(taken[1] // 1000, sent_us)
-    if span is not None:
-        labels = {names.Label.DESTINATION: message.destination, names.Label.LAG_SOURCE: source}
-        runtime.observe(names.MESSAGE_LAG, span / 1e6, labels)
+    try:
+        taken = received.take(message.native)
+        if taken is None:
+            return
+        found = carrier.extract(message.headers, runtime.wire_key).journey if message.trust == "trusted" else None
+        sent_us, source = engine.sent_at(message, found)
+        span = age_us(taken[1] // 1000, sent_us)
+        if span is not None:
+            labels = {names.Label.DESTINATION: message.destination, names.Label.LAG_SOURCE: source}
+            runtime.observe(names.MESSAGE_LAG, span / 1e6, labels)
+    except Exception as error:  # noqa: BLE001  the message goes on to the host
+        _guard.fault("leaf.receive", error)
 
 
 class Settle:
@@ -336,24 +420,28 @@ class Settle:
 
     __slots__ = ("_begun", "_how", "_message", "_operation")
 
-    def __init__(self, operation: str, how: Settlement, message: Message) -> None:
+    def __init__(self, operation: str, how: Settlement, message: Message | None) -> None:
         self._operation = operation
         self._how: Settlement = how
         self._message = message
         self._begun = 0
 
     def __enter__(self) -> Self:
-        self._begun = runtime.monotonic_ns()
+        self._begun = now_ns()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        message = self._message
+        if message is None:
+            return
         try:
             if error is None:
-                settled(self._how, self._message)
-            duration = (runtime.monotonic_ns() - self._begun) / 1e9
-            labels = _operation(self._message, self._operation, type(error).__qualname__ if error is not None else "")
+                settled(self._how, message)
+            now = runtime.monotonic_ns()
+            duration = (now - (self._begun or now)) / 1e9
+            labels = _operation(message, self._operation, type(error).__qualname__ if error is not None else "")
             runtime.observe(names.CLIENT_DURATION, duration, labels)
         except Exception as fault:  # noqa: BLE001  the settlement itself has been made
             _guard.fault("leaf.settle", fault)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Any, NamedTuple, ParamSpec, TypeVar
-
-from opentelemetry.context import Context, attach, get_current
+from typing import Any, ParamSpec, TypeVar
 
 from rtobs import _guard
 from rtobs._hop import engine
-from rtobs._hop.hop import Hop
+from rtobs._hop.context import Context, attach, get_current
+from rtobs._hop.hop import NO_HOP, Hop
+from rtobs._hop.runtime import runtime
 from rtobs._journey.record import HopRecord
 from rtobs.errors import UnsupportedError
 
@@ -24,18 +25,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Opened(NamedTuple):
-    """One call's hop, and whether this call is the one that ends it."""
-
-    record: Any
-    owner: bool
+Opened = tuple[Any, bool]
+"""One call's hop, and whether this call is the one that ends it."""
 
 
-class Call(NamedTuple):
-    """The arguments of one call of a decorated function; None stands for a ``with``."""
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of one call of a decorated function, by position and by name; None stands for a ``with``."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+_NOTHING: Opened = (None, False)
+_lock = threading.Lock()
+_new: Any = object.__new__
 
 
 class Operation:
@@ -47,7 +46,8 @@ class Operation:
     """Whether async generator functions can be decorated."""
 
     def __init__(self) -> None:
-        self._entered: list[Opened | None] = []
+        self._entered: list[Opened] | None = None
+        """What a ``with`` has entered that is no hop of its own."""
 
     # What kinds decide -----------------------------------------------------------------------------------------------
 
@@ -64,72 +64,136 @@ class Operation:
     def _returned(self, record: Any, value: object) -> None:
         """Judge what the decorated function returned."""
 
-    def _arguments(self, opened: Opened, call: Call) -> dict[str, Any]:
+    def _arguments(self, record: Any, call: Call) -> dict[str, Any]:
         """Return the keyword arguments to call the function with."""
-        del opened
-        return call.kwargs
+        del record
+        return call[1]
 
-    def _leave(self, record: Any) -> None:
-        engine.leave(record)
+    def _close(self, record: Any, error: BaseException | None) -> None:
+        """Restore what was current before, and end the hop or stage."""
+        engine.close(record, error)
 
-    def _end(self, record: Any, error: BaseException | None) -> None:
-        engine.end(record, error)
+    def _close_again(self, record: Any, error: BaseException | None) -> None:
+        """Do no more than that, where closing has failed half-way. Raises nothing."""
+        engine.close_again(record, error)
 
     # Guarded, once for all kinds -------------------------------------------------------------------------------------
 
-    def _begin(self, call: Call | None) -> Opened | None:
+    def _begin(self, call: Call | None) -> Opened:
         try:
+            if runtime.off and not engine.is_on():
+                return _NOTHING
             return self._open(call)
         except Exception as error:  # noqa: BLE001  the user's code runs without a hop
             _guard.fault(f"{type(self).__name__}.open", error)
-            return None
+            return _NOTHING
 
-    def _finish(self, opened: Opened | None, error: BaseException | None) -> None:
-        if opened is None or not opened.owner:
+    def _finish(self, opened: Opened, error: BaseException | None) -> None:
+        record, owner = opened
+        if not owner:
             return
         try:
-            self._leave(opened.record)
-            self._end(opened.record, error)
+            self._close(record, error)
         except Exception as fault:  # noqa: BLE001  the user's result or exception goes on unchanged
+            self._close_again(record, error)
             _guard.fault(f"{type(self).__name__}.end", fault)
 
-    def _judge(self, opened: Opened | None, value: object) -> None:
-        if opened is None:
+    def _judge(self, opened: Opened, value: object) -> None:
+        if opened[0] is None:
             return
         try:
-            self._returned(opened.record, value)
+            self._returned(opened[0], value)
         except Exception as fault:  # noqa: BLE001  a judge of the user's may raise; the result goes on unchanged
             _guard.fault(f"{type(self).__name__}.judge", fault)
 
-    def _keywords(self, opened: Opened | None, call: Call) -> dict[str, Any]:
-        if opened is None:
-            return call.kwargs
+    def _keywords(self, opened: Opened, call: Call) -> dict[str, Any]:
+        if opened[0] is None:
+            return call[1]
         try:
-            return self._arguments(opened, call)
+            return self._arguments(opened[0], call)
         except Exception as fault:  # noqa: BLE001  the function is called as the caller asked
             _guard.fault(f"{type(self).__name__}.arguments", fault)
-            return call.kwargs
+            return call[1]
 
     # with ------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Hop:
         """Open the hop; the handle works inside the block."""
-        opened = self._begin(None)
-        self._entered.append(opened)
-        return Hop(opened.record if opened is not None and isinstance(opened.record, HopRecord) else None)
+        opened = _NOTHING
+        try:
+            if runtime.off and not engine.is_on():
+                return NO_HOP
+            opened = self._open(None)
+            record, owner = opened
+            if type(record) is not HopRecord:
+                self._put(opened)
+                return NO_HOP
+            hop: Hop = _new(Hop)  # as Hop(record) does it, without the call
+            hop._record = record  # noqa: SLF001  as above
+            if owner:
+                record.opener = self
+            else:
+                self._put(opened)
+        except Exception as fault:  # noqa: BLE001  the block runs without a hop
+            if opened[1]:
+                self._close_again(opened[0], None)
+            _guard.fault(f"{type(self).__name__}.open", fault)
+            return NO_HOP
+        return hop
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         """End the hop; the exception goes on unchanged."""
+        record: Any = None
+        try:
+            current: Any = get_current().get(engine.HOP_KEY)
+            if current is None and self._entered is None and not runtime.open_hops:
+                return
+            if current is None or current.opener is not self:
+                record = self._take(current)
+                if record is not None:
+                    self._close(record, error)
+                return
+            record = current
+            if record.rare is not None or record.parent is not None:
+                self._close(record, error)
+                return
+            attach(record.previous)  # all that closing it comes to where there is nothing around it or special about it
+            record.previous = None
+            engine.end(record, error)
+        except Exception as fault:  # noqa: BLE001  the block's exception goes on unchanged
+            self._exit_again(record, error)
+            _guard.fault(f"{type(self).__name__}.end", fault)
+
+    def _put(self, opened: Opened) -> None:
+        """Remember what a ``with`` has entered that is no hop of its own."""
+        with _lock:
+            if self._entered is None:
+                self._entered = []
+            self._entered.append(opened)
+
+    def _take(self, current: HopRecord | None) -> Any:
+        """Return what is to be closed where the current hop is not one that this ``with`` has opened."""
         entered = self._entered
-        if not entered:
-            return
-        index = -1
-        if len(entered) > 1:  # one object entered by several tasks: take the one of this context
-            current = engine.current()
-            index = next((i for i, opened in enumerate(entered) if opened is not None and opened.record is current), -1)
-        self._finish(entered.pop(index), error)
+        if entered:
+            index = next((i for i, opened in enumerate(entered) if opened[0] is current), -1)
+            record, owner = entered.pop(index)
+            return record if owner else None
+        for record in list(runtime.open_hops):  # it is current no more: somebody has changed the context
+            if record.opener is self:
+                return record
+        return None
+
+    def _exit_again(self, record: Any, error: BaseException | None) -> None:
+        """End what this opened, where that has failed half-way. Raises nothing."""
+        try:
+            if record is None:
+                record = self._take(None)
+            if record is not None:
+                self._close_again(record, error)
+        except Exception as fault:  # noqa: BLE001  there is nothing more that could be done
+            _guard.fault(f"{type(self).__name__}.end", fault)
 
     # decorator -------------------------------------------------------------------------------------------------------
 
@@ -166,7 +230,7 @@ class Operation:
     def _sync(self, function: Any) -> Any:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            asked = Call(args, kwargs)
+            asked = (args, kwargs)
             opened = self._begin(asked)
             try:
                 value = function(*args, **self._keywords(opened, asked))
@@ -182,7 +246,7 @@ class Operation:
     def _async(self, function: Any) -> Any:
         @functools.wraps(function)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            asked = Call(args, kwargs)
+            asked = (args, kwargs)
             opened = self._begin(asked)
             try:
                 value = await function(*args, **self._keywords(opened, asked))
@@ -200,12 +264,12 @@ class Operation:
 
         @functools.wraps(function)
         async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            asked = Call(args, kwargs)
+            asked = (args, kwargs)
             opened = self._begin(asked)
-            around = get_current()
-            inner = function(*args, **self._keywords(opened, asked))
-            step = inner.__anext__()
+            around = self._inside()
             try:
+                inner = function(*args, **self._keywords(opened, asked))
+                step = inner.__anext__()
                 while True:
                     try:
                         item = await step
@@ -231,10 +295,26 @@ class Operation:
 
         return call
 
-    def _suspend(self, opened: Opened | None) -> None:
-        previous = getattr(opened.record, "previous", None) if opened is not None and opened.owner else None
-        if isinstance(previous, Context):
-            attach(previous)
+    # What fails below is counted, and the generator goes on in the context that it finds.
 
-    def _resume(self, around: Context) -> None:
-        attach(around)
+    def _inside(self) -> Context | None:
+        try:
+            return get_current()
+        except Exception as fault:  # noqa: BLE001  as said
+            _guard.fault(f"{type(self).__name__}.generator", fault)
+            return None
+
+    def _suspend(self, opened: Opened) -> None:
+        try:
+            previous = getattr(opened[0], "previous", None) if opened[1] else None
+            if isinstance(previous, Context):
+                attach(previous)
+        except Exception as fault:  # noqa: BLE001  as said
+            _guard.fault(f"{type(self).__name__}.generator", fault)
+
+    def _resume(self, around: Context | None) -> None:
+        try:
+            if around is not None:
+                attach(around)
+        except Exception as fault:  # noqa: BLE001  as said
+            _guard.fault(f"{type(self).__name__}.generator", fault)

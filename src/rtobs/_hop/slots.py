@@ -52,16 +52,17 @@ class Slots:
 
     def clear(self) -> None:
         """Forget everything: a forked child has no consumers yet."""
-        self._lock = threading.Lock()
-        self._workers: dict[str, _Worker] = {}
+        self._lock = threading.RLock()
+        self.workers: dict[str, _Worker] = {}
+        """By destination; empty where nothing is known of any slots."""
 
     def restart(self) -> None:
         """Count seconds from zero, and forget workers that have no slots any more: series begin anew."""
         now_ns = runtime.monotonic_ns()
         with self._lock:
-            for name, worker in list(self._workers.items()):
+            for name, worker in list(self.workers.items()):
                 if not worker.slots():
-                    del self._workers[name]
+                    del self.workers[name]
                 worker.seconds, worker.since_ns = 0.0, now_ns
 
     def put(self, key: Hashable, worker: str, slots: int | Callable[[], int | None]) -> None:
@@ -71,11 +72,11 @@ class Slots:
         """
         now_ns = runtime.monotonic_ns()
         with self._lock:
-            if worker not in self._workers and len(self._workers) >= _MOST_WORKERS:
+            if worker not in self.workers and len(self.workers) >= _MOST_WORKERS:
                 worker = OTHER
-            found = self._workers.get(worker)
+            found = self.workers.get(worker)
             if found is None:
-                found = self._workers[worker] = _Worker(now_ns)
+                found = self.workers[worker] = _Worker(now_ns)
             found.account(now_ns)
             if callable(slots):
                 found.consumers[key] = slots
@@ -86,7 +87,7 @@ class Slots:
         """Take back what was put under *key*."""
         now_ns = runtime.monotonic_ns()
         with self._lock:
-            for worker in self._workers.values():
+            for worker in self.workers.values():
                 if key in worker.consumers or key in worker.declared:
                     worker.account(now_ns)
                     worker.consumers.pop(key, None)
@@ -94,7 +95,7 @@ class Slots:
 
     def of(self, worker: str) -> int:
         """Return how many messages *worker* may hold now; 0 = not known."""
-        found = self._workers.get(worker)
+        found = self.workers.get(worker)
         if found is None:
             return 0
         with self._lock:
@@ -104,9 +105,9 @@ class Slots:
         """Return the seconds that each worker's slots have come to so far."""
         now_ns = runtime.monotonic_ns()
         with self._lock:
-            for worker in self._workers.values():
+            for worker in self.workers.values():
                 worker.account(now_ns)
-            return {name: worker.seconds for name, worker in self._workers.items() if worker.seconds}
+            return {name: worker.seconds for name, worker in self.workers.items() if worker.seconds}
 
 
 slots = Slots()

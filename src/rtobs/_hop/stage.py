@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace.propagation import _SPAN_KEY as SPAN_KEY
 
 from rtobs import _conventions as names
 from rtobs import _redaction as redaction
 from rtobs._hop import engine
+from rtobs._hop.context import Context, attach, get_current
 from rtobs._hop.runtime import runtime
-from rtobs._journey.journey import new_span_id
 from rtobs._journey.record import StageRecord
 
 MOST_STAGES = 64
@@ -28,9 +27,8 @@ def open_stage(name: str) -> StageRecord | None:
         return None
     context = get_current()
     around: Any = context.get(SPAN_KEY)
-    parent = around.span_id if isinstance(around, StageRecord) and around.hop is hop else hop.span_id
-    stage = StageRecord(name, hop, parent)
-    stage.span_id = new_span_id()
+    parent = around if isinstance(around, StageRecord) and around.hop is hop else hop
+    stage = StageRecord(name, hop, parent.span_hex)
     stage.start_ns = runtime.monotonic_ns()
     stage.wall_ns = hop.wall_ns + stage.start_ns - hop.start_ns
     stages = hop.stages
@@ -52,9 +50,10 @@ def enter_stage(stage: StageRecord) -> None:
 
 def leave_stage(stage: StageRecord) -> None:
     """Restore the span that was current before."""
-    previous, stage.previous = stage.previous, None
+    previous = stage.previous
     if previous is not None and get_current().get(SPAN_KEY) is stage:
         attach(previous)
+    stage.previous = None
 
 
 def close_stage(stage: StageRecord, error: BaseException | None) -> None:

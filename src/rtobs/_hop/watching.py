@@ -16,12 +16,11 @@ from contextvars import Context as EmptyContext
 from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
-from opentelemetry.context import Context, attach
-
 from rtobs import _conventions as names
 from rtobs import _guard
 from rtobs import _redaction as redaction
 from rtobs._conventions import Label
+from rtobs._hop.context import Context, attach
 from rtobs._hop.leaf import SUPPRESS
 from rtobs._hop.runtime import Reading, runtime
 from rtobs._hop.slots import slots
@@ -52,8 +51,15 @@ class Depth(NamedTuple):
 Answer = Sequence[Depth]
 Ask = Callable[[str], "Answer | Awaitable[Answer]"]
 """Ask the broker for one destination; a plain function is called in a thread of its own."""
-Strains = Callable[[Callable[[str], None]], Callable[[], None]]
-"""Begin to report, by reason, whenever the client is held back; return what ends that."""
+
+
+class Strains(NamedTuple):
+    """How to hear that a client is held back."""
+
+    connection: object
+    """What is held back; watches of one connection do not all tell of it."""
+    begin: Callable[[Callable[[str], None]], Callable[[], None]]
+    """Begin to report, by reason, whenever it is; return what ends that."""
 
 
 class _Queue:
@@ -164,11 +170,10 @@ class Watch:
 
     async def _run(self, *, probe: bool) -> None:
         attach(Context(SUPPRESS))  # whoever instruments the client has no interest in our questions
-        end = _nothing
         try:
-            if self._strains is not None:
-                end = self._strains(_held_back)
             async with asyncio.TaskGroup() as group:
+                if self._strains is not None:
+                    group.create_task(_listen(self._strains))
                 for queue in self._queues:
                     group.create_task(self._follow(queue))
                 if probe:
@@ -177,7 +182,6 @@ class Watch:
             _guard.tally(names.INTERNAL_ERRORS, "watch")
             _guard.tell("watch", "rtobs.integrations.watch has ended: %s", redaction.error_text(error))
         finally:
-            end()
             self.stop()
 
     async def _follow(self, queue: _Queue) -> None:
@@ -188,6 +192,8 @@ class Watch:
             try:
                 async with asyncio.timeout(TIMEOUT):
                     answer = await self._answer(queue.asked)
+                if not runtime.ready:  # configured again since, or for the first time; there may never be a hop
+                    runtime.prepare()
                 queue.take(answer)
                 self._declare(queue)
                 queue.failures = 0
@@ -253,15 +259,29 @@ _lock = threading.RLock()
 _watches: list[Watch] = []
 
 
-def _nothing() -> None:
-    """End nothing."""
-
-
 def _read() -> Iterator[Reading]:
     with _lock:
         found = tuple(_watches)
     for watch in found:
         yield from watch.read()
+
+
+_heard: set[int] = set()
+"""Connections of which somebody tells when they are held back."""
+
+
+async def _listen(strains: Strains) -> None:
+    """Count whenever a connection is held back; of several watches of one connection, one does it at a time."""
+    connection = id(strains.connection)
+    while connection in _heard:  # noqa: ASYNC110  another watch's; this one takes over once that has ended
+        await asyncio.sleep(1.0)
+    _heard.add(connection)
+    end = strains.begin(_held_back)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        end()
+        _heard.discard(connection)
 
 
 def _held_back(reason: str) -> None:
@@ -274,6 +294,7 @@ def after_fork() -> None:
     _lock = threading.RLock()
     _watches.clear()
     _probed.clear()
+    _heard.clear()
     runtime.on_shutdown.clear()
 
 

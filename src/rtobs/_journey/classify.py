@@ -13,6 +13,8 @@ from http import HTTPStatus
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from rtobs import _guard
+from rtobs._conventions import INTERNAL_ERRORS
 from rtobs._journey.outcome import ErrorCategory, Outcome, Verdict
 from rtobs.errors import ConfigError
 
@@ -48,6 +50,9 @@ _CLASSES: dict[_Row, str] = {
         builtins.OSError http.client.HTTPException httpx.TransportError
         aiohttp.client_exceptions.ClientConnectorError requests.exceptions.ProxyError
         urllib3.exceptions.NewConnectionError aiormq.exceptions.AMQPError aiormq.exceptions.ChannelInvalidStateError
+        redis.exceptions.RedisClusterException nats.errors.NoServersError nats.errors.ConnectionClosedError
+        nats.errors.ConnectionDrainingError nats.errors.ConnectionReconnectingError pika.exceptions.AMQPError
+        amqp.exceptions.AMQPError kombu.exceptions.OperationalError
     """,
     _Row(ErrorCategory.TRANSPORT, ambiguous=True): """
         builtins.ConnectionResetError builtins.BrokenPipeError builtins.EOFError http.client.BadStatusLine
@@ -56,7 +61,11 @@ _CLASSES: dict[_Row, str] = {
         aiohttp.client_exceptions.ServerDisconnectedError aiohttp.client_exceptions.ClientPayloadError
         aiohttp.http_exceptions.HttpProcessingError requests.exceptions.ChunkedEncodingError
         urllib3.exceptions.ProtocolError urllib3.exceptions.IncompleteRead urllib3.exceptions.InvalidChunkLength
-        aiormq.exceptions.ConnectionClosed aiormq.exceptions.ChannelClosed
+        aiormq.exceptions.ConnectionClosed aiormq.exceptions.ChannelClosed redis.exceptions.ConnectionError
+        pika.exceptions.StreamLostError pika.exceptions.ConnectionClosed pika.exceptions.ChannelClosed
+        pika.exceptions.AMQPHeartbeatTimeout
+        nats.errors.StaleConnectionError starlette.websockets.WebSocketDisconnect
+        websockets.exceptions.ConnectionClosed
     """,
     _Row(ErrorCategory.TRANSPORT, look=(_STATUS,)): """
         urllib.error.HTTPError httpx.HTTPError aiohttp.client_exceptions.ClientError urllib3.exceptions.HTTPError
@@ -74,19 +83,29 @@ _CLASSES: dict[_Row, str] = {
     _Row(ErrorCategory.TIMEOUT, ambiguous=True): """
         builtins.TimeoutError gevent.timeout.Timeout eventlet.timeout.Timeout httpx.TimeoutException
         aiohttp.client_exceptions.ServerTimeoutError requests.exceptions.Timeout urllib3.exceptions.TimeoutError
+        redis.exceptions.TimeoutError billiard.exceptions.TimeLimitExceeded billiard.exceptions.SoftTimeLimitExceeded
     """,
-    # basic.nack (DeliveryError): the broker cannot take it now.
+    # basic.nack (DeliveryError, NackError), or nobody answers for a subject just now: the broker cannot take it.
     _Row(ErrorCategory.UNAVAILABLE): """
         requests.exceptions.RetryError urllib3.exceptions.ResponseError aiormq.exceptions.DeliveryError
         aiormq.exceptions.ConnectionResourceError aiormq.exceptions.ConnectionInternalError
-        aiormq.exceptions.ChannelLockedResource
+        aiormq.exceptions.ChannelLockedResource redis.exceptions.BusyLoadingError redis.exceptions.ClusterError
+        redis.exceptions.OutOfMemoryError redis.exceptions.ReadOnlyError redis.exceptions.TryAgainError
+        redis.exceptions.SlotNotCoveredError nats.errors.NoRespondersError nats.js.errors.NoStreamResponseError
+        nats.js.errors.ServerError nats.js.errors.ServiceUnavailableError pika.exceptions.NackError
+        pika.exceptions.ConnectionBlockedTimeout
     """,
-    # basic.return (PublishError): no queue is bound, which another try does not change.
-    _Row(ErrorCategory.REJECTED_DOWNSTREAM): "aiormq.exceptions.PublishError",
+    # basic.return (PublishError, UnroutableError): no queue is bound, which another try does not change.
+    _Row(ErrorCategory.REJECTED_DOWNSTREAM): "aiormq.exceptions.PublishError pika.exceptions.UnroutableError",
     # ConnectionNotAllowed: a virtual host that is not ours.
     _Row(ErrorCategory.AUTH): """
         aiormq.exceptions.AuthenticationError aiormq.exceptions.ProbableAuthenticationError
         aiormq.exceptions.ConnectionNotAllowed aiormq.exceptions.ChannelAccessRefused
+        pika.exceptions.AuthenticationError pika.exceptions.ProbableAuthenticationError
+        pika.exceptions.ProbableAccessDeniedError
+        redis.exceptions.AuthenticationError redis.exceptions.AuthorizationError redis.exceptions.NoPermissionError
+        redis.exceptions.AuthenticationWrongNumberOfArgsError redis.exceptions.ExternalAuthProviderError
+        nats.errors.AuthorizationError nats.errors.InvalidUserCredentialsError
     """,
     # A missing exchange or queue (ChannelNotFoundEntity) is our topology, not a dead address that nobody mends.
     _Row(ErrorCategory.VALIDATION): """
@@ -100,14 +119,19 @@ _CLASSES: dict[_Row, str] = {
         pydantic_core._pydantic_core.ValidationError pydantic_core._pydantic_core.PydanticSerializationError
         pydantic.error_wrappers.ValidationError pydantic.v1.error_wrappers.ValidationError msgspec.MsgspecError
         jsonschema.exceptions.ValidationError marshmallow.exceptions.ValidationError
-        aiormq.exceptions.ChannelNotFoundEntity aiormq.exceptions.ChannelPreconditionFailed
+        aiormq.exceptions.ChannelNotFoundEntity aiormq.exceptions.ChannelPreconditionFailed redis.exceptions.DataError
+        pika.exceptions.UnsupportedAMQPFieldException pika.exceptions.ShortStringTooLong
+        kombu.exceptions.SerializationError
+        nats.errors.MaxPayloadError nats.errors.BadSubjectError nats.errors.BadHeaderError
+        nats.js.errors.BadRequestError
     """,
     _Row(ErrorCategory.VALIDATION, look=(_STATUS,)): (
         "aiohttp.client_exceptions.ContentTypeError aiohttp.client_exceptions.WSServerHandshakeError"
     ),
-    _Row(ErrorCategory.OVERLOAD): (
-        "builtins.MemoryError asyncio.queues.QueueFull queue.Full httpx.PoolTimeout urllib3.exceptions.EmptyPoolError"
-    ),
+    _Row(ErrorCategory.OVERLOAD): """
+        builtins.MemoryError asyncio.queues.QueueFull queue.Full httpx.PoolTimeout urllib3.exceptions.EmptyPoolError
+        redis.exceptions.MaxConnectionsError nats.errors.OutboundBufferLimitError nats.js.errors.TooManyStalledMsgsError
+    """,
 }
 
 _CANCELLED = Verdict(None, "cancelled", outcome=Outcome.CANCELLED)
@@ -149,6 +173,7 @@ def classify(error: BaseException) -> Verdict:
     try:
         return _judge(error, 0)
     except Exception:  # noqa: BLE001  a hostile metaclass, or no stack left to judge a RecursionError with
+        _guard.tally(INTERNAL_ERRORS, "classify")
         return _UNCLASSIFIABLE
 
 
@@ -169,7 +194,7 @@ def judge_value(value: object) -> Verdict | None:
         if type(status) in _STATUS_TYPES and (known or status in _BY_STATUS):
             return by_status(status)
     except Exception:  # noqa: BLE001  a hostile metaclass
-        return None
+        _guard.tally(INTERNAL_ERRORS, "classify")
     return None
 
 
@@ -289,11 +314,14 @@ def _peek(thing: object, name: str) -> Any:
     """Return the attribute *name* or None, running no foreign code but a property's getter."""
     namespaces, instance, _ = _layout(type(thing))
     attribute: Any = None
+    if instance and type(values := instance.__get__(thing)) is dict and name in values:
+        return cast("dict[str, Any]", values)[name]
+    for namespace in namespaces:
+        attribute = namespace.get(name, attribute)
+    if type(attribute) not in _READABLE:
+        return attribute
+    cls = type(thing)
     try:
-        if instance and type(values := instance.__get__(thing)) is dict and name in values:
-            return cast("dict[str, Any]", values)[name]
-        for namespace in namespaces:
-            attribute = namespace.get(name, attribute)
-        return attribute.__get__(thing, type(thing)) if type(attribute) in _READABLE else attribute
+        return attribute.__get__(thing, cls)
     except Exception:  # noqa: BLE001  a stranger's property may do this; the user's own error has to go on
         return None

@@ -17,7 +17,8 @@ LIMIT = 10_000
 """Most bytes of the headers' text; those within their own limits take less."""
 _FIRST = re.compile(r"rtobs1 ([0-9a-f]{4})\n", re.ASCII)
 _MAGIC, _MAGIC_BYTES = "rtobs1 ", b"rtobs1 "
-_FIRST_LENGTH = len(_MAGIC) + 5
+FRAME = len(_MAGIC) + 5
+"""Bytes of an envelope beside the lines of its headers."""
 _LINES = re.compile(r"(?:[a-z][a-z0-9-]*=[\x20-\x7e]*\n)+", re.ASCII)
 
 
@@ -65,13 +66,13 @@ def open(sealed: str | bytes) -> tuple[Any, dict[str, str]] | None:  # noqa: A00
     """
     if not (sealed.startswith(_MAGIC) if isinstance(sealed, str) else sealed.startswith(_MAGIC_BYTES)):
         return None
-    first = sealed[:_FIRST_LENGTH]
+    first = sealed[:FRAME]
     match = _FIRST.fullmatch(first if isinstance(first, str) else first.decode("latin-1"))
     if match is None:
         return None
-    end = _FIRST_LENGTH + int(match[1], 16)
-    lines = sealed[_FIRST_LENGTH:end]
+    end = FRAME + int(match[1], 16)
+    lines = sealed[FRAME:end]
     text = lines if isinstance(lines, str) else lines.decode("latin-1")
-    if end > min(len(sealed), _FIRST_LENGTH + LIMIT) or not _LINES.fullmatch(text):
+    if end > min(len(sealed), FRAME + LIMIT) or not _LINES.fullmatch(text):
         return None
     return sealed[end:], _headers(text)

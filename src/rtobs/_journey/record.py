@@ -7,8 +7,11 @@ to our sinks. It must not know brokers, metrics, exporters or who opens and ends
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from uuid import UUID
 
-from rtobs._journey.span import CurrentSpan
+from rtobs._journey.journey import intent_id
+from rtobs._journey.rare import Rare
+from rtobs._journey.span import NO_TRACE, CurrentSpan
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -58,77 +61,105 @@ class HopRecord(CurrentSpan):
     """Facts about one hop. Durations are monotonic, moments are wall clock, both in nanoseconds."""
 
     __slots__ = (
-        "adopted", "age", "ambiguous", "attempt", "auto", "cancelled", "category", "channel", "deliveries",
-        "delivery_ends", "duration_ns", "error_message", "error_type", "explicit", "fallback", "foreign_baggage",
- "intents", "journey", "keep_reason", "key", "kind", "lag", "lag_source", "layer", "message",
-        "missing_carrier", "name", "named", "outcome", "parent", "parent_span_id", "parent_trace_id", "previous",
-        "promise_channel", "promise_id", "provider", "reason", "result", "scope", "send_error", "sends", "settled",
-        "settlement", "stages", "start_ns", "state", "step", "window",
+        "adopted", "attempt", "auto", "duration_ns", "handed_ns", "healthy", "held", "journey", "kind", "lag",
+        "lag_source", "layer", "message", "name", "named", "number", "opener", "outcome", "parent", "previous", "rare",
+        "scope", "sends", "settled", "settlement", "stages", "start_ns", "told",
     )  # fmt: skip
 
-    def __init__(self, kind: Kind, name: str, journey: Journey | None) -> None:
-        super().__init__()
+    def __init__(self, kind: Kind, name: str, message: Message | None = None) -> None:
+        # CurrentSpan's own fields, without the call
+        self.trace_hex = NO_TRACE
+        self.drawn_hex = self.parent_hex = self.tracestate = self.lag_source = ""
+        self.span_context = self.attributes = self.events = self.links = None
+        self.wall_ns = self.start_ns = self.duration_ns = self.sends = self.number = self.handed_ns = 0
+        self.ended = self.sampled = False
         self.kind = kind
         self.name = name
         """Destination, route, connector: low-cardinality."""
-        self.journey = journey
-        self.message: Message | None = None
+        self.message = message
+        self.journey: Journey | None = None
+        self.rare: dict[str, Any] | None = None
+        """Fields that few hops have, by name; None where this one has none: nothing went wrong and nothing was said."""
         self.parent: HopRecord | None = None
         """The hop of this process that encloses it."""
         self.scope: HopRecord | None = None
         """The hop whose end decides deliveries: the enclosing consume, else the outermost; None = this one."""
         self.adopted: Span | None = None
-        """A span of the SDK's that stands for this hop: a neighbour's, or with ``fallback`` one that we end."""
-        self.auto = self.named = self.cancelled = self.fallback = False
-        self.parent_span_id = self.parent_trace_id = 0
+        """A span of the SDK's that stands for this hop: a neighbour's, or with ``told`` one that we end."""
+        self.told: dict[str, Any] | None = None
+        """What an SDK span that we started for this hop knows since its start."""
+        self.auto = self.named = self.held = self.healthy = False
+        self.opener: object = None
+        """The ``with`` that is to end it."""
         self.previous: Any = None
-        self.start_ns = self.duration_ns = 0
-        self.channel = self.provider = ""
-        self.key: Any = None
-        self.promise_channel = self.promise_id = ""
+        """The context around it, while it is current."""
         self.attempt = 1
-        self.lag: float | None = None
-        self.lag_source = ""
-        self.age: float | None = None
-        """Seconds from the journey's creation to this hop's end."""
-        self.missing_carrier = False
-        self.foreign_baggage = ""
-        self.layer: object = None
-        self.sends = 0
-        self.send_error: BaseException | None = None
         self.settlement: Settlement = ""
-        self.explicit: Outcome | None = None
+        self.lag: float | None = None
+        self.layer: object = None
         self.outcome: Outcome | None = None
         self.settled: Outcome | None = None
-        self.result = ""
-        self.category: ErrorCategory | None = None
-        self.reason = ""
-        self.error_type = self.error_message = ""
-        self.ambiguous = False
-        self.step: Step | None = None
-        self.state = ""
-        self.window: Any = None
-        self.keep_reason = ""
         self.stages: list[StageRecord] | None = None
-        self.intents: list[tuple[str, int]] | None = None
-        """Promises not yet counted: (channel, how many)."""
-        self.deliveries: dict[Any, Delivery] | None = None
-        self.delivery_ends: list[DeliveryEnd] | None = None
+
+    def intent(self) -> str:
+        """Return the id of the one promise that this hop is about; empty where there is none or it is not known which.
+
+        A `deliver` with a key of its own says itself which one; else it is the one that the message stands for.
+        """
+        journey = self.journey
+        if self.rare is not None:
+            if self.promise_id:
+                return self.promise_id
+            identity = self.key[0] if self.kind == "deliver" and self.key else None
+            if journey is not None and isinstance(identity, str | bytes | int | UUID):
+                return intent_id(journey.correlation_id, self.channel, identity)
+        return journey.intent if journey is not None and journey.rare is not None else ""
+
+    # ``healthy``: it ended, and did at the first try what it is for: there is nothing to explain.
+    # ``number``: which send of its parent this is, where its span's id is made of that; else 0.
+    # ``handed_ns``: when its first message left, wall clock; 0 = none has.
+
+    age = Rare[float | None](None)
+    """Seconds from the journey's creation to this hop's end."""
+    ambiguous = Rare(False)  # noqa: FBT003  a default
+    cancelled = Rare(False)  # noqa: FBT003  as above
+    category = Rare["ErrorCategory | None"](None)
+    channel = Rare("")
+    deliveries = Rare["dict[Any, Delivery] | None"](None)
+    delivery_ends = Rare["list[DeliveryEnd] | None"](None)
+    error_message = Rare("")
+    error_type = Rare("")
+    explicit = Rare["Outcome | None"](None)
+    foreign_baggage = Rare("")
+    intents = Rare["list[tuple[str, int]] | None"](None)
+    """Promises not yet counted: (channel, how many)."""
+    keep_reason = Rare("")
+    key = Rare[Any](None)
+    missing_carrier = Rare(False)  # noqa: FBT003  as above
+    promise_channel = Rare("")
+    promise_id = Rare("")
+    provider = Rare("")
+    reason = Rare("")
+    result = Rare("")
+    send_error = Rare[BaseException | None](None)
+    state = Rare("")
+    step = Rare["Step | None"](None)
+    window = Rare[Any](None)
 
 
 class StageRecord(CurrentSpan):
     """One timed step inside a hop, and the current span while it runs."""
 
-    __slots__ = ("duration_ns", "error_type", "hop", "name", "outcome", "parent_span_id", "previous", "start_ns")
+    __slots__ = ("duration_ns", "error_type", "hop", "name", "outcome", "previous", "start_ns")
 
-    def __init__(self, name: str, hop: HopRecord, parent_span_id: int) -> None:
+    def __init__(self, name: str, hop: HopRecord, parent_hex: str) -> None:
         super().__init__()
         self.name = name
         self.hop = hop
-        self.trace_id = hop.trace_id
+        self.trace_hex = hop.trace_hex
         self.sampled = hop.sampled
         self.tracestate = hop.tracestate
-        self.parent_span_id = parent_span_id
+        self.parent_hex = parent_hex
         self.previous: Any = None
         self.start_ns = self.duration_ns = 0
         self.outcome = "ok"
@@ -136,15 +167,10 @@ class StageRecord(CurrentSpan):
 
 
 class Sink(Protocol):
-    """Gets every record once, at its end; what it raises is counted and dropped."""
+    """Gets every record once, at its end; what it raises is counted and dropped.
+
+    One that says ``sees_quiet = False`` is left alone with hops that are healthy, punctual and not sampled.
+    """
 
     def end(self, record: HopRecord, /) -> None:
         """Take one ended hop."""
-
-
-class Sampler(Protocol):
-    """Decides at the start of a hop whether its span is exported."""
-
-    def __call__(self, record: HopRecord, /) -> bool:
-        """Return True to sample."""
-        ...

@@ -5,24 +5,32 @@ A healthy hop says nothing: metrics count it. Must not know where events go, or 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from rtobs import _redaction as redaction
 from rtobs._conventions import LogKey
+from rtobs._hop.clock import LATE_SECONDS
 from rtobs._journey.outcome import ErrorCategory, Outcome
-from rtobs._telemetry.sampling import is_slow
+from rtobs._telemetry.keeping import is_slow
 
 if TYPE_CHECKING:
     from rtobs._journey.record import HopRecord
 
+try:
+    import structlog
+except ValueError:  # it asks whether stdout is a terminal, and the host has closed that
+    closed, sys.stdout = sys.stdout, None
+    try:
+        import structlog
+    finally:
+        sys.stdout = closed
+
 LogSink = Callable[[Mapping[str, Any]], None]
 
 _QUIET = frozenset({ErrorCategory.RECIPIENT, ErrorCategory.SUPPRESSED})
-_LATE_SECONDS = 30.0
 _STREAM = "operational"
 """Told from what a security or audit log holds."""
 
@@ -42,13 +50,15 @@ class _Output:
 class EventSink:
     """Turns hops that explain something into log events."""
 
+    sees_quiet = False
+
     def __init__(self, sink: LogSink, service: str, slow: Mapping[str, float]) -> None:
         """Send events to *sink*; the user's structlog and logging configuration is never touched."""
         self._slow = slow
         self._service = service
         self._log: Any = structlog.wrap_logger(
             _Output(sink),
-            processors=[_merge, structlog.processors.add_log_level, _sanitise, _hand_over],
+            processors=[_merge, structlog.processors.add_log_level, _redact, _hand_over],
             wrapper_class=structlog.make_filtering_bound_logger(0),
             context_class=dict,
             cache_logger_on_first_use=False,
@@ -56,6 +66,13 @@ class EventSink:
 
     def end(self, record: HopRecord) -> None:
         """Log an ended hop if it explains something, and each domain event it told."""
+        if (
+            record.healthy
+            and record.events is None
+            and not self._slow
+            and (record.lag is None or record.lag <= LATE_SECONDS)
+        ):
+            return
         told = [event for event in record.events or () if event.domain]
         explains = self._explains(record)
         if not explains and not told:
@@ -78,7 +95,7 @@ class EventSink:
             return str(outcome or record.result)
         if record.kind == "consume" and record.attempt > 1:
             return "recovered"
-        if record.lag is not None and record.lag > self._slow.get(record.name, _LATE_SECONDS):
+        if record.lag is not None and record.lag > self._slow.get(record.name, LATE_SECONDS):
             return "late"
         return "slow" if is_slow(record, self._slow) else ""
 
@@ -91,9 +108,7 @@ class EventSink:
             LogKey.SERVICE: self._service,
             LogKey.HOP: record.kind,
             LogKey.TENANT_ID: journey.tenant if journey is not None else "",
-            LogKey.EVENT_ID: record.promise_id
-            or (journey.intent if journey is not None else "")
-            or (message.id if message is not None else ""),
+            LogKey.EVENT_ID: record.intent() or (message.id if message is not None else ""),
             LogKey.CORRELATION_ID: journey.correlation_id if journey is not None else "",
             LogKey.DESTINATION: record.name,
             LogKey.RETRY_COUNT: record.attempt - 1,
@@ -154,9 +169,21 @@ def _merge(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return {**facts, LogKey.EVENT: event[LogKey.EVENT]}
 
 
-def _sanitise(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Make every key and value safe to render: one record stays one line."""
-    return {redaction.text(str(key), redaction.NAME_LIMIT): redaction.scalar(value) for key, value in event.items()}
+_CLOSED = frozenset({
+    LogKey.TIMESTAMP, LogKey.LEVEL, LogKey.STREAM, LogKey.HOP, LogKey.CORRELATION_ID, LogKey.TRACE_ID, LogKey.SPAN_ID,
+    LogKey.TENANT_ID, LogKey.ERROR_CATEGORY, LogKey.OUTCOME, LogKey.RETRY_COUNT, LogKey.EXPLAINS,
+})  # fmt: skip
+"""Facts of our own making; a tenant was looked at when it was set."""
+
+
+def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Make every key and value safe to render, one record one line, and take out what should not leave."""
+    return {
+        redaction.redact(key, redaction.NAME_LIMIT): redaction.scalar(value)
+        if key in _CLOSED
+        else redaction.field(key, redaction.scalar(value))
+        for key, value in event.items()
+    }
 
 
 def _hand_over(

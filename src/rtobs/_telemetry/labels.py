@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from rtobs import _conventions as names
 from rtobs import _guard
+from rtobs import _redaction as redaction
 from rtobs._conventions import OTHER, UNKNOWN, Label
 from rtobs._journey import carrier
 
@@ -50,7 +51,8 @@ _LONGEST = 64
 _RAW_WITHIN = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"  # UUID
     r"|[^@\s]@[^@\s]+\.[^@\s]"  # e-mail
-    r"|(?<![0-9a-z])(?=[a-f]*[0-9])[0-9a-f]{16,}(?![0-9a-z])",  # long hex
+    r"|(?<![0-9a-z])(?=[a-f]*[0-9])[0-9a-f]{16,}(?![0-9a-z])"  # long hex
+    r"|\[redacted[:\]]|\[[a-z]+:[0-9a-f]{12}\]",  # what somebody's was
     re.IGNORECASE,
 )
 _RAW = re.compile(
@@ -76,9 +78,11 @@ class LabelGuard:
 
     def __init__(self, pinned: Mapping[Label, Iterable[str]] | None = None) -> None:
         """Pin the declared values; they count towards the budget and are never refused."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._admitted: dict[str, set[str]] = {label: set() for label in BUDGETS}
         self._obeyed: set[str] = set()
+        self.limited = 0
+        """How often a value was refused so far."""
         self.pinned: Mapping[str, frozenset[str]] = {
             label: frozenset(values) for label, values in (pinned or {}).items()
         }
@@ -127,6 +131,9 @@ class LabelGuard:
         if label not in (Label.ERROR_TYPE, Label.SITE, Label.REASON) and is_raw_identifier(value):
             self._limited(label, "raw_identifier")
             return False
+        if not redaction.is_clean(value):
+            self._limited(label, "redacted")
+            return False
         with self._lock:
             if value in admitted or len(admitted) < BUDGETS[label]:
                 admitted.add(value)
@@ -134,8 +141,8 @@ class LabelGuard:
         self._limited(label, "budget")
         return False
 
-    @staticmethod
-    def _limited(label: str, reason: str) -> None:
+    def _limited(self, label: str, reason: str) -> None:
+        self.limited += 1
         _guard.tally(names.LABELS_LIMITED, str(label), reason)
         if reason == "budget":
             _guard.tell(
@@ -148,7 +155,7 @@ class LabelGuard:
 
     def reset_after_fork(self) -> None:
         """Give a forked child a lock of its own; it keeps the names, so that both processes use the same ones."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def usage(self) -> dict[str, tuple[int, int]]:
         """Return names used and names allowed, by label."""
