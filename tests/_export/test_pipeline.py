@@ -16,12 +16,15 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from rtobs import _conventions as names
 from rtobs import _guard
-from rtobs._export.convert import Deltas, metrics_data
+from rtobs._export.convert import Deltas, log_record, metrics_data
+from rtobs._export.otlp import exported
 from rtobs._export.pipeline import BATCH, QUEUE_LIMIT, Exporters, Pipeline
 from rtobs._journey.record import HopRecord, StageRecord
 from rtobs._telemetry.labels import LabelGuard
 from rtobs._telemetry.metrics import Registry
 from tests.support.timing import wait_until
+
+_NOBODY = Resource.get_empty()
 
 
 class Exporter:
@@ -53,9 +56,12 @@ def make() -> Generator[Make]:
     made: list[Pipeline] = []
 
     def build(*, delay: float = 60.0, series: Registry | None = None, **exporters: Any) -> Pipeline:
-        makers = {signal: (lambda found=found: found) for signal, found in exporters.items()}
+        makers = {
+            signal: (lambda resource, signal=signal, found=found: exported(signal, found, resource))
+            for signal, found in exporters.items()
+        }
         pipeline = Pipeline(
-            Exporters(makers), series or registry(), Resource.get_empty(), span_delay=delay, metric_interval=60.0,
+            Exporters(makers), series or registry(), _NOBODY, span_delay=delay, metric_interval=60.0,
             delta=False,
         )  # fmt: skip
         made.append(pipeline)
@@ -69,9 +75,9 @@ def make() -> Generator[Make]:
 
 
 def hop(*stages: bool) -> HopRecord:
-    record = HopRecord("accept", "/orders", None)
+    record = HopRecord("accept", "/orders")
     record.trace_id = record.span_id = 7
-    record.stages = [StageRecord("s", record, 7) for _ in stages]
+    record.stages = [StageRecord("s", record, f"{7:016x}") for _ in stages]
     for stage, ended in zip(record.stages, stages, strict=True):
         stage.span_id, stage.ended = 8, ended
     record.ended = True
@@ -125,15 +131,14 @@ def test_an_exporter_that_raises_or_fails_is_counted_and_the_next_batch_leaves(m
     spans = Exporter(boom)
     pipeline = make(spans=spans)
     pipeline.put_span(hop(True, True, False))
-    assert pipeline.flush(5)
+    assert not pipeline.flush(5)
     spans.answer = lambda: SpanExportResult.FAILURE
     pipeline.put_span(hop())
-    assert pipeline.flush(5)
+    assert not pipeline.flush(5)
     spans.answer = lambda: SpanExportResult.SUCCESS
     pipeline.put_span(hop())
     assert pipeline.flush(5)
     assert dropped() == {"spans/export_failed": 4}
-    assert _guard.tallies()[names.INTERNAL_ERRORS.name, ("export.spans",)] == 1
     assert [len(batch) for batch in spans.batches] == [3, 1, 1]
 
 
@@ -160,6 +165,19 @@ def test_one_poisoned_item_does_not_cost_its_batch(make: Make) -> None:
     assert [len(batch) for batch in spans.batches] == [2]
     assert [record.log_record.body for record in logs.batches[0]] == ["a", "c"]
     assert dropped() == {"spans/encode": 1, "logs/encode": 1}
+
+
+def test_a_log_record_has_the_keys_that_people_filter_by() -> None:
+    """Keys that every event has are there with an empty value too; others are left out where nothing is known."""
+    record = log_record(
+        {"event": "x", "level": "error", "tenant_id": "", "note": "", "stage": None, "n": 0}, _NOBODY, 5
+    )
+    assert dict(record.log_record.attributes) == {"tenant_id": "", "n": 0}
+    assert (record.log_record.event_name, record.log_record.severity_text, record.log_record.timestamp) == (
+        "x",
+        "ERROR",
+        5,
+    )
 
 
 def test_putting_never_waits(make: Make) -> None:
@@ -201,7 +219,7 @@ def test_shutdown_gives_up_in_time_and_counts_each_span_once(make: Make) -> None
     release.set()
     pipeline._thread.join(5)
     pipeline.put_span(hop(True))
-    assert dropped() == {"spans/timeout": 2, "spans/shutdown": 12}
+    assert dropped() == {"spans/unanswered": 2, "spans/shutdown": 12}
     assert len(spans.batches) == 1
 
 
@@ -229,7 +247,8 @@ def test_a_thread_that_cannot_start_is_counted_and_nothing_raises(make: Make, mo
         patched.setattr(threading.Thread, "start", refuse)
         pipeline.put_span(hop())
         assert not pipeline.flush(0.1)
-    assert _guard.tallies()[names.INTERNAL_ERRORS.name, ("export.start",)] == 2
+    assert _guard.tallies()[names.INTERNAL_ERRORS.name, ("export.start",)] == 1  # it does not try at every hop
+    pipeline._start_again = 0.0
     pipeline.put_span(hop())
     assert pipeline.flush(5)
 
@@ -251,7 +270,7 @@ def test_deltas_that_arrive_add_up_to_the_totals(found: list[tuple[list[tuple[st
             with series.lock:
                 series.histogram(names.STAGE_DURATION, stage, "ok").record(seconds)
                 series.counter(names.EVENTS, stage).value += 1
-        data = metrics_data(series.collect(), Resource.get_empty(), 1, now, deltas)
+        data = metrics_data(series.collect(), _NOBODY, 1, now, deltas)
         if not works:
             continue
         deltas.commit()

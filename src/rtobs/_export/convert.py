@@ -57,10 +57,9 @@ class Deltas:
         """The export arrived: the next one begins where it ended. Without it the next one repeats it."""
         for key, point, now_ns in self._pending:
             self._before[key], self._since[key] = point, now_ns
-        self._pending.clear()
 
     def begin(self) -> None:
-        """Forget an export that did not arrive."""
+        """Start another export, whether the one before arrived or not."""
         self._pending.clear()
 
     def since(self, name: str, labels: tuple[str, ...], start_ns: int) -> int:
