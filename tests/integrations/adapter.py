@@ -98,6 +98,9 @@ def place_of(span: ReadableSpan) -> Place:
 class Suite:
     """What the parts of the suite share; each test works on a queue of its own."""
 
+    at_once = 1000
+    """Handlers that are open at the same time where a test needs many; fewer where a broker takes its time."""
+
     @pytest.fixture
     async def queue(self, adapter: Adapter, unique: Callable[[str], str]) -> str:
         name = unique("queue")

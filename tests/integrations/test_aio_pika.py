@@ -464,3 +464,16 @@ async def test_names_of_queues_without_end_do_not_cost_without_end(rabbit, chann
     await send(channel, queue.name)
     facts = leaf.describe(await fetched(queue))
     assert (facts.destination, facts.dead_letter) == (queue.name, True)
+
+
+@pytest.mark.parametrize("free", [4000, 90, 20])
+async def test_a_send_never_fails_because_of_our_headers(rabbit, telemetry, free):
+    """Where a message's own headers nearly fill their frame, ours stay out, counted, and it arrives."""
+    channel = await rabbit.channel()
+    queue = await channel.declare_queue(rabbit.name("full"), arguments=arguments())
+    headers = {"x-pad": "y" * (131_072 - 100 - free)}
+    await send(channel, queue.name, headers=headers)
+    message = await fetched(queue, no_ack=True)
+    assert message.headers["x-pad"] == headers["x-pad"]
+    assert (names.JOURNEY in message.headers) is (free > 1000)
+    assert telemetry.by(names.PROPAGATION_REJECTED, "reason").get("too_long", 0) == (free < 1000)

@@ -1,16 +1,11 @@
-"""The outcome table of the design on JetStream and core NATS, row by row, and a consumer that is killed."""
+"""The outcome table of the design on JetStream and core NATS, row by row."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import sys
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,9 +16,6 @@ import rtobs
 from rtobs import Outcome
 from rtobs import _conventions as names
 from tests.integrations.nats_support import BODY, Nats, ends, processed, promised, settled
-from tests.support.timing import eventually
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -236,85 +228,3 @@ async def test_core_nats_settles_as_if_acked(server, telemetry, result, outcome)
     assert ends(telemetry) == {outcome: 1}
     assert settled(telemetry) == {"failed" if result is RESET else "ok": 1}
     assert telemetry.by(names.INTENTS, "channel") == {"webhook": 1}
-
-
-# A consumer that is killed -------------------------------------------------------------------------------------------
-
-DYING = """
-import asyncio, json, sys
-
-import nats
-
-import rtobs
-from rtobs import _conventions as names
-from tests.support.telemetry import start
-
-async def main(url, stream):
-    telemetry = start()
-    client = rtobs.wrap(await nats.connect(url))
-
-    async def handle(message):
-        rtobs.current().intend("email", "ann")
-        with rtobs.deliver("webhook", "crm", key="7"):
-            counted = {name: telemetry.count(getattr(names, name)) for name in ("INTENTS", "OUTCOMES")}
-            print(json.dumps(counted), flush=True)
-            await asyncio.Event().wait()
-
-    await client.jetstream().subscribe(stream, "worker", stream=stream, cb=handle, manual_ack=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-async def test_a_consumer_killed_in_the_middle_is_followed_by_the_second_attempt(server, telemetry):
-    """After a SIGKILL in a handler the next process has attempt 2, the true lag and age, and promises nothing twice."""
-    stream = await server.stream("orders", storage="memory")
-    client = await server.connect()
-    context = client.jetstream()
-    config = ConsumerConfig(
-        durable_name="worker", deliver_group="worker", deliver_subject=f"to-{stream}", filter_subject=stream,
-        ack_wait=2.0,
-    )  # fmt: skip
-    await context._jsm.add_consumer(stream, config)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    victim = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", DYING, server.url, stream, cwd=ROOT, stdout=asyncio.subprocess.PIPE, env=environment
-    )
-    try:
-        await eventually(lambda: _is_bound(context, stream), timeout=30)
-        before = time.time()
-        journey = await promised(client, stream)
-        after = time.time()
-        counted = json.loads(await asyncio.wait_for(victim.stdout.readline(), 30))
-    finally:
-        victim.kill()
-        await victim.wait()
-    assert counted == {"INTENTS": 0, "OUTCOMES": 0}  # nothing that the dead process could have exported
-    handled = []
-
-    async def handle(message: Any) -> None:
-        handled.append(time.time())
-        rtobs.current().intend("email", "ann")
-        with rtobs.deliver("webhook", "crm", key="7"):
-            pass
-        handled.append(time.time())
-        await message.ack()
-
-    await context.subscribe(stream, "worker", stream=stream, cb=handle, manual_ack=True)
-    await processed(telemetry)
-    span = telemetry.span("consume")
-    assert span.attributes["rtobs.correlation_id"] == journey
-    assert span.attributes["rtobs.attempt"] == 2
-    assert telemetry.by(names.MESSAGE_REDELIVERED, "destination") == {stream: 1}
-    lag, age = telemetry.seconds(names.MESSAGE_LAG), telemetry.seconds(names.END_TO_END)
-    assert lag > 1.5  # it waited for the dead process
-    assert handled[0] - after - 0.05 <= lag <= handled[0] - before
-    assert handled[0] - after <= age <= handled[1] - before
-    assert telemetry.by(names.INTENTS, "channel") == {"webhook": 1, "email": 1}
-    assert telemetry.by(names.OUTCOMES, "channel", "outcome") == {("webhook", "ok"): 1}
-    assert settled(telemetry) == {"ok": 1}
-
-
-async def _is_bound(context: Any, stream: str) -> bool:
-    return bool((await context.consumer_info(stream, "worker")).push_bound)

@@ -141,6 +141,27 @@ async def test_a_refused_push_is_as_many_failed_sends(server, telemetry):
     assert telemetry.by(names.SENT_MESSAGES, "error_type") == {"ResponseError": 2}
 
 
+@pytest.mark.parametrize("pipelined", [False, True])
+async def test_what_finds_no_key_to_add_to_was_not_sent(server, telemetry, pipelined):
+    """Commands that add only to what is there return None or 0 where nothing is, and each message is a failed send."""
+    client, key = server.client(), server.key("nothing")
+    calls = client.pipeline() if pipelined else client
+    replies = [
+        await got(calls.xadd(key, {"a": 1}, nomkstream=True)),
+        await got(calls.lpushx(key, "a")),
+        await got(calls.rpushx(key, "a", "b")),
+        await got(calls.publish(key, "nobody listens, which is no error")),
+        await got(calls.rpush(key, "a")),
+        await got(calls.rpushx(key, "b")),
+    ]
+    if pipelined:
+        replies = await got(calls.execute())
+    assert replies == [None, 0, 0, 0, 1, 2]
+    assert telemetry.by(names.SENT_MESSAGES, "error_type") == {"unroutable": 4, "": 3}
+    failed = [span for span in telemetry.spans("publish") if not span.status.is_ok]
+    assert {span.attributes["rtobs.reason"] for span in failed} == {"unroutable"}
+
+
 async def test_without_an_envelope_nothing_is_added(server, telemetry):
     """By default an item is the payload alone; its consumer begins a journey and counts that it had to."""
     client, key = server.client(), server.key("list")

@@ -206,6 +206,30 @@ async def test_a_pipeline_can_be_executed_again(server, telemetry):
     assert telemetry.count(names.SENT_MESSAGES) == 3
 
 
+async def test_a_pipeline_that_did_not_get_to_send_can_try_again(server, telemetry):
+    """An execution that fails before anything left leaves the queue as it was, and the next one sends it."""
+    client, items = server.client(envelope=True), server.key("list")
+    pipe = client.pipeline()
+    await got(client.register_script("return 1")(client=pipe))
+    pipe.rpush(items, b"body")
+    before = list(pipe.command_stack)
+    errors = iter([OSError("no scripts"), None])
+    load = pipe.load_scripts
+
+    def load_scripts() -> Any:
+        if (error := next(errors)) is not None:
+            raise error
+        return load()
+
+    pipe.load_scripts = load_scripts
+    with pytest.raises(OSError, match="no scripts"):
+        await got(pipe.execute())
+    assert pipe.command_stack == before
+    assert await got(pipe.execute()) == [1, 1]
+    assert await got(client.lpop(items)) == b"body"
+    assert telemetry.by(names.SENT_MESSAGES, "error_type") == {"OSError": 1, "": 1}
+
+
 async def test_a_pipeline_shows_its_queue_as_ever(server, telemetry):
     """What a caller sees of a pipeline before it leaves is what it queued."""
     found = []

@@ -131,12 +131,16 @@ def test_handlers_run_in_a_thread(telemetry, redis_url, unique):
     assert seen == [(place_of(span), False) for span in telemetry.spans("consume")]
 
 
-async def test_the_asyncio_runner_handles_each_message_in_its_hop(any_server, telemetry):
-    """`run`, started inside a hop that has ended since, handles each message in the message's own journey."""
+UNSAMPLED = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
+
+
+@pytest.mark.parametrize("started_in", ["hop", "span"])
+async def test_the_asyncio_runner_handles_each_message_in_its_hop(any_server, telemetry, started_in):
+    """`run`, started inside a hop or span that is over, handles each message in the message's own journey."""
     client, channel = any_server.client(envelope=True), any_server.key("channel")
     seen: list[Place] = []
     pubsub = await any_server.subscribed(client, **{channel: lambda _: seen.append(here())})
-    with rtobs.accept("/start"):
+    with rtobs.accept("/start") if started_in == "hop" else trace.use_span(UNSAMPLED):
         task = asyncio.create_task(pubsub.run(poll_timeout=0.02))
         await asyncio.sleep(0)
     bare = any_server.client(wrapped=False)
@@ -144,9 +148,10 @@ async def test_the_asyncio_runner_handles_each_message_in_its_hop(any_server, te
     await eventually(lambda: telemetry.spans("consume"))
     task.cancel()
     await asyncio.wait([task])
-    assert seen == [place_of(telemetry.span("consume"))]
-    assert telemetry.span("consume").parent is None
-    assert telemetry.span("consume").context.trace_id != telemetry.span("accept").context.trace_id
+    consumed = telemetry.span("consume")
+    assert seen == [place_of(consumed)]
+    assert consumed.parent is None
+    assert consumed.context.trace_id == int(seen[0].correlation_id, 16)
 
 
 async def test_a_handlers_error_goes_where_it_went(server, telemetry):
@@ -195,10 +200,9 @@ async def test_the_callers_context_is_there_after_a_handler(server, telemetry):
     client, channel = server.client(envelope=True), server.key("channel")
     pubsub = await server.subscribed(client, **{channel: lambda _: None})
     await got(client.publish(channel, b"hello"))
-    unsampled = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(0)))
-    with trace.use_span(unsampled):
+    with trace.use_span(UNSAMPLED):
         await handled(pubsub, telemetry)
-        assert trace.get_current_span() is unsampled
+        assert trace.get_current_span() is UNSAMPLED
 
 
 async def test_handlers_survive_a_reconnect(server, telemetry):
@@ -345,7 +349,11 @@ async def test_a_reader_without_rtobs_sees_the_documented_envelope(server, telem
     assert headers.splitlines()[-1] == b"baggage=rtobs.cid=" + hop.correlation_id.encode()
 
 
-@pytest.mark.parametrize("value", [b"", b"x", "Zürich ✓", 7, 1.5, bytearray(b"\x00\xff"), memoryview(b"abc")], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"x", "Zürich ✓", 7, 1.5, bytearray(b"\x00\xff"), memoryview(b"abc")],
+    ids=["nothing", "bytes", "text", "int", "float", "bytearray", "memoryview"],
+)
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"protocol": 3}], ids=str)
 async def test_every_payload_arrives_as_it_would_without(server, telemetry, options, value):
     """Whatever type a payload has, and whether the reader decodes, it gets the same value as a plain reader does."""

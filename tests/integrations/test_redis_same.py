@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
@@ -13,6 +14,7 @@ import rtobs
 from rtobs import _conventions as names
 from rtobs.integrations import unwrap
 from tests.integrations.redis_support import Redis, got, server
+from tests.support import telemetry
 
 __all__ = ["server"]
 
@@ -194,3 +196,60 @@ async def test_a_server_that_is_down_gives_the_clients_own_error(server, telemet
         await got(client.aclose() if hasattr(client, "aclose") else client.close())
     assert errors[0] == errors[1]
     assert telemetry.by(names.SENT_MESSAGES, "error_type") == {"ConnectionError": 1}
+
+
+FAULTS = [
+    ("rtobs._journey.envelope", "pack"), ("rtobs._journey.envelope", "unpack"), ("rtobs._journey.envelope", "open"),
+    ("rtobs._journey.envelope", "close"), ("rtobs.integrations._redis_commands", "entries"),
+    ("rtobs.integrations._redis_commands", "reader"), ("rtobs.integrations._redis_commands", "question"),
+    ("rtobs.integrations._redis_commands", "deliveries"), ("rtobs.integrations._redis_commands", "each_item"),
+    ("rtobs.integrations._redis_commands", "old_field"), ("rtobs.integrations._redis_commands", "with_field"),
+    ("rtobs.integrations._redis_commands", "encoder"), ("rtobs.integrations._redis_calls", "entry_facts"),
+    ("rtobs.integrations._redis_calls", "item_facts"), ("rtobs.integrations._redis_calls", "_message_of"),
+    ("rtobs.integrations._redis_pubsub", "published_facts"), ("rtobs.integrations._redis_pubsub", "opened"),
+    ("rtobs._hop.leaf", "receive"), ("rtobs._hop.leaf", "handed_out"), ("rtobs._hop.leaf", "known"),
+    ("rtobs._hop.engine", "start"), ("rtobs._hop.handover", "headers_of"), ("rtobs._hop.engine", "end"),
+]  # fmt: skip
+
+
+async def published(server: Redis, how: dict[str, Any] | None) -> list[Any]:
+    """Return what a handler, a fetch and an iterator get of three messages."""
+    client, channel = server.client(wrapped=how is not None, **(how or {})), server.key("channel")
+    seen: list[Any] = []
+    by_handler = await server.subscribed(client, **{channel: lambda message: seen.append(message["data"])})
+    one_by_one = await server.subscribed(client, channel)
+    for body in (b"aa", b"bb"):
+        await got(client.publish(channel, body))
+    for _ in range(2):
+        await got(by_handler.get_message(timeout=5))
+    seen.append((await got(one_by_one.get_message(timeout=5)))["data"])
+    listening = one_by_one.listen()
+    seen.append((await got(anext(listening) if hasattr(listening, "__anext__") else next(listening)))["data"])
+    await got(listening.aclose() if hasattr(listening, "aclose") else listening.close())
+    return seen
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: ".".join(fault)[6:])
+async def test_a_fault_of_ours_changes_no_result(server, monkeypatch, fault):
+    """Whatever of ours fails beside a command, the command does what it does without us, and the fault is counted."""
+    bare = [await results(server, script, {}, None, None) for script in (streams, lists)]
+    plainly = await published(server, None)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    counted = telemetry.start(strict=False)
+    # A payload whose envelope cannot be taken off is not what was sent, so there none is put on.
+    how = {} if fault[1] in ("open", "opened", "each_item") else {"envelope": True}
+    try:
+        monkeypatch.setattr(importlib.import_module(fault[0]), fault[1], fail)
+        found = [await results(server, script, {}, None, how) for script in (streams, lists)]
+        handled = await published(server, how)
+        monkeypatch.undo()
+        with rtobs.accept("/after"):  # counts are exported from the first hop on, and here none may have begun
+            pass
+        faults = counted.count(names.INTERNAL_ERRORS)
+    finally:
+        telemetry.stop()
+    assert [bare, plainly] == [found, handled]
+    assert faults > 0

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
-import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -37,7 +33,6 @@ from tests.integrations.redis_support import (
     settled,
     span_id,
 )
-from tests.support.scripts import environment
 from tests.support.telemetry import SECOND
 from tests.support.timing import eventually
 
@@ -397,52 +392,6 @@ async def test_a_claim_that_may_not_ask_is_the_second_attempt_at_least(server, t
     assert telemetry.count(names.INTERNAL_ERRORS) == 0
 
 
-WORKER = """
-import sys, time
-import redis
-import rtobs
-from tests.integrations.redis_support import GROUP
-
-url, key = sys.argv[1:]
-client = rtobs.wrap(redis.Redis.from_url(url))
-((_, (entry,)),) = client.xreadgroup(GROUP, "gone", {key: ">"})
-with rtobs.consume("orders", entry) as hop:
-    hop.intend("email", "7")
-    print(hop.correlation_id, flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_killed_consumers_message_is_the_second_attempt(telemetry, redis_url, unique, clock):
-    """A message whose consumer was killed is claimed as attempt 2; its lag and age are right, its promise made once."""
-    key = unique("orders")
-    client = rtobs.wrap(redis.Redis.from_url(redis_url))
-    client.xgroup_create(key, GROUP, mkstream=True)
-    try:
-        with rtobs.accept("/orders") as accepted:
-            client.xadd(key, {"a": 1})
-        command = [sys.executable, "-c", WORKER, redis_url, key]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as worker:
-            assert worker.stdout.readline().strip() == accepted.correlation_id
-            os.kill(worker.pid, signal.SIGKILL)
-        assert worker.returncode == -signal.SIGKILL
-        clock.now += 7 * SECOND
-        (row,) = client.xautoclaim(key, GROUP, "second", 0)[1]
-        with rtobs.consume("orders", row) as hop:
-            assert hop.correlation_id == accepted.correlation_id
-            hop.intend("email", "7")
-            with rtobs.deliver("email", "smtp", key="7"):
-                pass
-            client.xack(key, GROUP, row[0])
-    finally:
-        client.delete(key)
-        client.close()
-    assert attempts(telemetry) == [2]
-    assert telemetry.seconds(names.MESSAGE_LAG) == telemetry.seconds(names.END_TO_END) == 7
-    assert telemetry.by(names.INTENTS, "channel") == {"email": 1}
-    assert ends(telemetry) == {"ok": 1}
-
-
 # Settling ------------------------------------------------------------------------------------------------------------
 
 
@@ -578,3 +527,16 @@ def test_an_envelope_needs_an_encoding_that_contains_ascii():
     with pytest.raises(rtobs.errors.ConfigError, match=re.escape("got 'utf-16'")):
         rtobs.wrap(redis.Redis(encoding="utf-16"), envelope=True)
     rtobs.wrap(redis.Redis(encoding="latin-1"), envelope=True)
+
+
+async def test_the_second_hop_on_an_entry_is_its_own(any_server, telemetry, forget_trust):
+    """A block inside a handler joins the handler's hop; a block after it is another hop of the same journey."""
+    client, key = any_server.client(), any_server.group()
+    await client.xadd(key, {"a": 1})
+    found = await entry(client, key)
+    with rtobs.consume("orders", found) as outer, rtobs.consume("inner", found), rtobs.consume("fields", found[1]):
+        pass
+    assert len(telemetry.spans("consume")) == 1
+    with rtobs.consume("orders", found) as again:
+        assert again.correlation_id == outer.correlation_id
+    assert len(telemetry.spans("consume")) == 2

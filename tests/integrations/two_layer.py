@@ -119,7 +119,7 @@ def _handler(handler: Handler, options: Options) -> Handler:
 
 def wrap(client: Framework, options: Options) -> Framework:
     """Instrument one framework object."""
-    runtime.describers[Event] = describe  # type: ignore[assignment]
+    runtime.register(Event, describe)
     return become(client, _Framework, options)
 
 

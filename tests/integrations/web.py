@@ -39,5 +39,5 @@ def forged(journey: str = "f" * 32) -> dict[str, str]:
 
     said = Journey(journey, 1_000_000)
     said.tenant, said.named, said.kept, said.region = "victim", True, "forced", "eu"
-    headers = carrier.write(said, int(CALLER[3:35], 16), int(CALLER[36:52], 16), 1, 1_000_000)
+    headers = carrier.write(said, CALLER[3:35], CALLER[36:52], 1, 1_000_000)
     return headers | {"x-request-id": "req-4711", "baggage": f"{headers['baggage']},mine=1"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, assert_type
 
 import aio_pika
@@ -13,6 +14,22 @@ import rtobs
 from rtobs import ErrorCategory, Hop, Operation, Outcome
 from rtobs.errors import ConfigError, RtobsError, UnsupportedError
 from rtobs.logs import add_journey
+from rtobs.slo import (
+    SLO,
+    Alerting,
+    Count,
+    Deadline,
+    Declaration,
+    DeclarationError,
+    Latency,
+    Mistake,
+    Ratio,
+    Standing,
+    Step,
+    endpoint,
+    load,
+    status,
+)
 
 
 class Gone(Exception):
@@ -25,6 +42,7 @@ def sink(event: Mapping[str, Any]) -> None:
 
 rtobs.configure(
     service="chat",
+    slos="slo.yaml",
     slow={"push": 5.0},
     promises={"in_app": "displayed"},
     tenants=["acme"],
@@ -38,6 +56,21 @@ rtobs.configure(
     strict=False,
 )
 rtobs.configure(logs="stdout")
+rtobs.configure(slos=Path("slo.toml"))
+ack = SLO("ack", 99.9, Latency("300ms", hop="accept"), "In time.", "api-latency", "team", alerting=Alerting(page=20))
+dead = SLO("dead", 99.9, Ratio("consume", ("dead_lettered",)), "Few.", "dead-letters", "team", policy=(Step(10, "x"),))
+arrives = SLO("arrives", 99, Deadline("promise", "5s"), "Soon.", "vendor-outage", "team", group_by="channel")
+rtobs.configure(slos=[ack, dead])
+rtobs.configure(slos=Declaration("notify", (ack,)).with_slos([arrives]))
+try:
+    rtobs.configure(slos=load("slo.yaml"))
+except DeclarationError as error:
+    mistakes: tuple[Mistake, ...] = error.mistakes
+mounted: Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]] = endpoint
+for standing in status():
+    assert_type(standing, Standing)
+    assert_type(standing.left, float | None)
+    assert_type(standing.counts, tuple[Count, ...])
 assert_type(rtobs.shutdown(2.0), bool)
 
 
@@ -147,6 +180,12 @@ async def use() -> None:
     client = rtobs.wrap(httpx.AsyncClient(), trust="trusted", carrier=False, envelope=False, correlation=True)
     assert_type(client, httpx.AsyncClient)
     assert_type(rtobs.integrations.unwrap(client), httpx.AsyncClient)
+
+    @rtobs.integrations.hands_over
+    def put(message: bytes) -> int:
+        return len(message)
+
+    assert_type(put(b"x"), int)
     watch = rtobs.integrations.watch(connection, ["push"], interval=15.0, slots=10)
     watch.stop()
     rtobs.integrations.watch(connection, {"push": "main", "push.dead": "dead"}).stop()

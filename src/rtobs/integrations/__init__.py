@@ -13,18 +13,35 @@ from typing import Any, Protocol, TypeVar, cast, get_args
 from rtobs._hop.watching import Role, Watch
 from rtobs._journey.message import Trust
 from rtobs.errors import ConfigError, UnsupportedError
-from rtobs.integrations import asgi  # imports no client, so `rtobs.integrations.asgi.Middleware` is there at once
+from rtobs.integrations import asgi, wsgi  # they import no client, so their `Middleware`s are there at once
 from rtobs.integrations._twin import Options, options_of, restore
 
 C = TypeVar("C")
 
 _LEAVES = {
     "aio_pika": "rtobs.integrations.aio_pika",
+    "aiomqtt": "rtobs.integrations.aiomqtt",
+    "aioboto3": "rtobs.integrations.aiobotocore",
+    "aiobotocore": "rtobs.integrations.aiobotocore",
+    "aiohttp": "rtobs.integrations.aiohttp",
+    "boto3": "rtobs.integrations.botocore",
+    "botocore": "rtobs.integrations.botocore",
+    "celery": "rtobs.integrations.celery",
+    "faststream": "rtobs.integrations.faststream",
     "httpx": "rtobs.integrations.httpx",
+    "aiokafka": "rtobs.integrations.aiokafka",
+    "confluent_kafka": "rtobs.integrations.confluent_kafka",
+    "cimpl": "rtobs.integrations.confluent_kafka",  # what its C classes say
+    "kafka": "rtobs.integrations.kafka",
     "redis": "rtobs.integrations.redis",
     "nats": "rtobs.integrations.nats",
+    "paho": "rtobs.integrations.paho",
+    "websockets": "rtobs.integrations.websockets",
+    "requests": "rtobs.integrations.requests",
+    "pika": "rtobs.integrations.pika",
     "starlette": "rtobs.integrations.asgi",
     "fastapi": "rtobs.integrations.asgi",
+    "flask": "rtobs.integrations.wsgi",
     "rtobs.integrations.memory": "rtobs.integrations.memory",
 }
 """Module that a client's class is from (its whole name or its first part) -> leaf."""
@@ -60,7 +77,8 @@ def wrap(
 ) -> C:  # fmt: skip
     """Instrument one client instance and everything it creates; the same object comes back.
 
-    One exception: an ASGI application that is no Starlette comes back inside a ``Middleware``, so use what is returned.
+    Two exceptions, so use what is returned: an ASGI application that is no Starlette comes back inside a
+    ``Middleware``, and for a producer or consumer of confluent-kafka's own C classes comes what stands for it.
     No class is patched and other instances are untouched. Wrapping twice is wrapping once; ``unwrap`` undoes it.
 
     Args:
@@ -101,9 +119,22 @@ def wrap(
 
 def unwrap(client: C) -> C:
     """Give one instance its own class back; what it created before keeps its wrapping until unwrapped itself."""
-    if isinstance(client, asgi.Middleware):
+    if isinstance(client, asgi.Middleware | wsgi.Middleware):
         return cast("C", restore(client.app))
     return restore(client)
+
+
+def hands_over(callback: C) -> C:
+    """Mark a callback that only hands its messages over to a worker, by a queue for instance: it gets no consume hop.
+
+    The hop is the worker's, ``with rtobs.consume(name, message)``, and its lag includes the wait in that queue. Until
+    then the message is remembered, 10,000 of them at most.
+
+    Args:
+        callback: a function, given to a wrapped client after that; the same comes back.
+    """
+    callback.__rtobs_consume__ = True  # type: ignore[attr-defined]  # what opens a hop of its own carries the same
+    return callback
 
 
 def watch(
@@ -117,7 +148,9 @@ def watch(
 
     Args:
         client: a client, wrapped or not, of a supported broker.
-        destinations: what to ask for: RabbitMQ queues, Redis streams and lists, NATS ``stream`` or ``stream/consumer``.
+        destinations: what to ask for: RabbitMQ queues, Redis streams and lists, NATS ``stream`` or ``stream/consumer``,
+            SQS queues by name or URL, Celery queues, Kafka topics, of which waits what a consumer's group has yet to
+            commit.
             A mapping says what each is for: ``main``, ``retry`` or ``dead``; otherwise all are ``main``, save the
             ``dead_letter`` that `wrap` was told.
         interval: seconds between two questions, +-20 %; each has 5 s to be answered.
@@ -141,7 +174,8 @@ def watch(
     if not hasattr(leaf, "depths"):
         raise UnsupportedError(
             f"rtobs.integrations.watch: nothing is known about queues of "
-            f"{type(client).__module__}.{type(client).__qualname__}; give a client of RabbitMQ, Redis or NATS"
+            f"{type(client).__module__}.{type(client).__qualname__}; give a client of RabbitMQ, Redis, NATS, SQS or "
+            "Kafka, a Celery application, or a Broker of rtobs.integrations.memory"
         )
     found = Watch(leaf.depths(client), queues, interval, slots, leaf.strains(client))
     try:

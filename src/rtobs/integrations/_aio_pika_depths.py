@@ -24,10 +24,15 @@ _LOOK = 1.0  # seconds between two looks at whether the connection is blocked
 _CREDIT = "_rtobs_credit"
 
 
+def _owner(client: Client) -> Any:
+    """Return the client's connection, which stays the same over reconnects."""
+    channel: Any = client.channel if isinstance(client, Exchange | Queue) else client
+    return channel if isinstance(channel, Connection) else channel._connection  # noqa: SLF001  no other way
+
+
 def _connection(client: Client) -> Any:
     """Return the protocol's connection, which is another one after each reconnect."""
-    channel: Any = client.channel if isinstance(client, Exchange | Queue) else client
-    owner: Any = channel if isinstance(channel, Connection) else channel._connection  # noqa: SLF001  no other way
+    owner = _owner(client)
     if owner.transport is None:
         raise ConnectionError("not connected")
     return owner.transport.connection
@@ -72,7 +77,7 @@ def strains(client: Client) -> Strains:
         timer = loop.call_soon(look)
         return end
 
-    return begin
+    return Strains(_owner(client), begin)
 
 
 def _is_blocked(connection: Any) -> bool:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from rtobs.integrations._places import template
+
 RESERVED = ("$", "_INBOX.", "_R_.", "_GR_.")
 """What the server's own subjects begin with, and those of inboxes, also in other accounts and clusters."""
 STORES = ("KV_", "OBJ_")
@@ -22,7 +24,6 @@ _ACKNOWLEDGE = re.compile(
     r"([^.]+)\.([^.]+)\.(\d{1,19})\.(\d{1,19})\.\d{1,19}\.(\d{1,19})\.(\d{1,19})(?:\..*)?",
     re.ASCII,
 )
-_IDENTIFIER = re.compile(r"\d+|.*@.*|(?=.*\d)(?:[0-9a-f-]{16,}|[0-9a-z]{20,})", re.ASCII | re.IGNORECASE)
 
 
 class Delivery(NamedTuple):
@@ -50,7 +51,7 @@ def delivery(reply: str) -> Delivery | None:
 
 def place(subject: str) -> str:
     """Return a subject as a low-cardinality destination: tokens that are identifiers become ``*``."""
-    return ".".join("*" if _IDENTIFIER.fullmatch(token) else token for token in subject.split("."))
+    return template(subject, ".", "*")
 
 
 def size(headers: Mapping[str, object]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.errors import SlowConsumerError
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerInfo
+from nats.js.api import ConsumerInfo, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from rtobs._hop.watching import Answer, Ask, Depth, Strains
@@ -39,15 +39,27 @@ async def _depth(context: JetStreamContext, info: ConsumerInfo) -> Depth:
     picked = info.config.filter_subject
     name = _nats.place(picked or "") or info.stream_name
     messages = (info.num_pending or 0) + (info.num_ack_pending or 0)
-    oldest_ns = 0
-    done = info.ack_floor.stream_seq if info.ack_floor is not None else None
-    if messages and done is not None and not info.config.filter_subjects:  # of several, the server picks only one
+    oldest_ns, sequence = 0, _first(info)
+    if messages and sequence and not info.config.filter_subjects:  # of several, the server picks only one
         try:
-            head = await context.get_msg(info.stream_name, seq=done + 1, subject=picked or ">", next=True)
+            head = await context.get_msg(info.stream_name, seq=sequence, subject=picked or ">", next=True)
             oldest_ns = int(head.time.timestamp() * 1e9) if head.time is not None else 0
-        except NotFoundError:  # acknowledged since
-            oldest_ns = 0
+        except NotFoundError:  # acknowledged since, the last of them too
+            messages = 0
     return Depth(name, messages, oldest_ns)
+
+
+def _first(info: ConsumerInfo) -> int:
+    """Return the place in the stream from which on a consumer's first waiting message is the oldest; 0 = not known.
+
+    Before its first acknowledgement the server does not tell where a consumer began that was not to have all messages.
+    """
+    delivered, acknowledged, config = info.delivered, info.ack_floor, info.config
+    if delivered is not None and not info.num_ack_pending:
+        return delivered.stream_seq + 1
+    if acknowledged is not None and (acknowledged.stream_seq or config.deliver_policy == DeliverPolicy.ALL):
+        return acknowledged.stream_seq + 1
+    return config.opt_start_seq or 0
 
 
 def strains(client: Client | JetStreamContext) -> Strains:
@@ -69,4 +81,4 @@ def strains(client: Client | JetStreamContext) -> Strains:
         found._error_cb = on_error  # noqa: SLF001
         return end
 
-    return begin
+    return Strains(found, begin)

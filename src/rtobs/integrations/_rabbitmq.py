@@ -6,7 +6,7 @@ or delivered too often. Must not know any client. Headers may be forged or copie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, cast
 
@@ -19,6 +19,12 @@ _CAUSES: Mapping[object, Cause] = {
 }  # fmt: skip
 _MOST_DEATHS = 32
 _HEX_DIGITS = 32
+_MOST_OURS = 16_384
+"""Bytes that our headers never need, other properties of a message included."""
+_FRAME = 36
+"""Bytes of a header frame beside the properties, of a table, and what six for each entry of ours are beyond four."""
+_WIDEST = 4
+"""Bytes of a character, at most."""
 
 
 class Past(NamedTuple):
@@ -62,6 +68,30 @@ def past(headers: Mapping[str, Any], options: Options, *, redelivered: bool) -> 
     count += sum(_number(death.get("count")) for death in deaths if death.get("queue") == here)
     ended = not dead_letter and any(death.get("reason") != "expired" for death in deaths)
     return Past(count, "", replay=ended or died_in == dead_letter, arrived_ns=arrived_ns)
+
+
+def room(headers: Mapping[str, Any] | None, frame_max: int, measure: Callable[[], int]) -> int | None:
+    """Return how many bytes are left for headers of ours; None where there are plenty.
+
+    All properties and headers of a message have to fit into one frame of *frame_max* bytes (0 = no limit): a larger
+    one ends the connection. *measure* tells the size of the properties as the client would write them; it is asked
+    only where a guess at the *headers* does not do.
+    """
+    if not frame_max or _MOST_OURS + _guess(headers, frame_max) <= frame_max:
+        return None
+    return max(0, frame_max - _FRAME - measure())
+
+
+def _guess(headers: Mapping[str, Any] | None, limit: int) -> int:
+    size = 0
+    for name, value in (headers or {}).items():
+        if isinstance(value, str | bytes):
+            size += _WIDEST * (len(name) + len(value))
+        elif isinstance(value, dict | list | tuple):
+            return limit
+        else:
+            size += _WIDEST * len(name)
+    return size
 
 
 def _deaths(found: object) -> list[dict[str, Any]]:

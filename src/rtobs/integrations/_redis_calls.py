@@ -6,17 +6,16 @@ For all client classes, sync and asyncio: their overlays in ``redis`` only say h
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from opentelemetry.context import Context, attach, get_current
-
 from rtobs._hop import engine, leaf
 from rtobs._hop.batch import Place, Sends
-from rtobs._hop.runtime import runtime
+from rtobs._hop.context import Context, attach, get_current
 from rtobs._journey import envelope
 from rtobs._journey.message import Message
+from rtobs._journey.outcome import ErrorCategory
 from rtobs.integrations import _redis_commands as commands
 from rtobs.integrations._redis_commands import COMMANDS, Command, Entry, Reader, is_a, text
 from rtobs.integrations._redis_facts import SYSTEM, entry_facts, item_facts
@@ -64,7 +63,7 @@ class _Sending(Call):
 
     def __init__(self, client: Any, command: Command, args: tuple[Any, ...], place: Place | None = None) -> None:
         super().__init__(client, command, args)
-        count = max(1, len(args) - commands.FIRST_VALUE) if command.shape == "payloads" else 1
+        count = 1 if command.shape == "stream" else max(1, len(args) - commands.FIRST_VALUE)
         key = text(args[1])
         facts = Message(SYSTEM, key, address=key, carrier=self.options.carrier)
         self._sends = Sends([facts] * count, None if place is None else [place] * count)
@@ -74,6 +73,12 @@ class _Sending(Call):
         if self.options.carrier:
             self.args = guarded(self._carrying, self.args)
         return self
+
+    def _unroutable(self) -> None:
+        for send in self._sends.each:
+            if send.record is not None:
+                send.record.category, send.record.reason = ErrorCategory.REJECTED_DOWNSTREAM, "unroutable"
+                send.record.error_type = "unroutable"
 
     def _carrying(self) -> tuple[Any, ...]:
         args = self.args
@@ -89,8 +94,17 @@ class _Sending(Call):
             plain = [encode(value) for value in args[first:]]
         except Exception:  # noqa: BLE001  not a value for Redis: the client says so itself
             return args
-        closed = [envelope.close(value, send.headers()) for value, send in zip(plain, self._sends.each, strict=False)]
+        sends = self._sends.each
+        if len(sends) != len(plain):  # some of them leave without us
+            return args
+        closed = [envelope.close(value, send.headers()) for value, send in zip(plain, sends, strict=True)]
         return (*args[:first], *closed)
+
+    def result(self, reply: Any) -> Any:
+        """Note where there was no key to add to, and the command was not to make one: nothing has been sent."""
+        if not reply and self.command.shape in ("stream", "present"):
+            guarded(self._unroutable, None)
+        return reply
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -112,14 +126,20 @@ class _Fetching(Call):
         self._counts: dict[tuple[str, str], int] = {}
 
     def __enter__(self) -> Self:
-        self._begun = runtime.monotonic_ns()
+        self._begun = leaf.now_ns()
+        guarded(self._alone, None)
+        return self
+
+    def _alone(self) -> None:
         self._around = get_current()
         attach(Context({**self._around, **leaf.SUPPRESS}))  # a neighbour's span beside ours would say the same
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        guarded(self._back, None)
+
+    def _back(self) -> None:
         if self._around is not None:
             attach(self._around)
 
@@ -144,42 +164,64 @@ class _Fetching(Call):
 
     def answered(self, question: tuple[Any, ...], answer: Any) -> None:
         """Keep the counts."""
-        guarded(self._answered, None, text(question[1]), answer or ())
+        guarded(self._answered, None, question[1], answer or ())
 
-    def _answered(self, key: str, answer: Any) -> None:
+    def _answered(self, stream: Any, answer: Any) -> None:
+        key = text(stream)
         self._counts.update({(key, entry_id): count for entry_id, count in commands.deliveries(answer).items()})
 
     def result(self, reply: Any) -> Any:
-        """Note what came."""
-        return guarded(self._result, reply, reply)
-
-    def _result(self, reply: Any) -> Any:
+        """Note what came, and take envelopes off."""
         if not reply:
             return reply
-        came: list[Message] = []
         if self.command.shape in ("streams", "claimed"):
-            for entry in self._read(reply):
-                place = text(entry.key), text(entry.id)
-                least = 2 if place[0] in self._reader.again else 1
-                came.append(entry_facts(entry, self.options, self._reader, max(least, self._counts.get(place, 1))))
-        else:
-            reply = commands.each_item(self.command, self.args, reply, lambda key, item: self._item(key, item, came))
-        for message in came:
-            leaf.handed_out(message)
-        leaf.receive(came, self._begun)
-        return reply
+            guarded(self._entries_came, None, reply)
+            return reply
+        # Twice, for an envelope that is not taken off reaches the host.
+        found = guarded(self._opened, None, reply) or guarded(self._opened, None, reply)
+        if found is None:
+            return reply
+        guarded(self._items_came, None, found[1])
+        return found[0]
 
-    def _item(self, key: Any, item: Any, came: list[Message]) -> Any:
-        if not isinstance(item, str | bytes):
-            return item
-        opened = envelope.open(item)
-        payload, headers = opened if opened is not None else (item, {})
-        if opened is not None and self.command.shape == "moved":
-            encode = commands.encoder(self.client).encode
-            moved.put(text(self.args[2]), bytes(encode(payload)), item)
-        if self.command.shape != "shown":
-            came.append(item_facts(key, payload, headers, self.options))
-        return payload
+    def _opened(self, reply: Any) -> tuple[Any, list[tuple[Any, Any, Any, dict[str, str]]]]:
+        items: list[tuple[Any, Any, Any, dict[str, str]]] = []
+
+        def opened(key: Any, item: Any) -> Any:
+            if not isinstance(item, str | bytes):
+                return item
+            payload, headers = envelope.open(item) or (item, {})
+            items.append((key, item, payload, headers))
+            return payload
+
+        return commands.each_item(self.command, self.args, reply, opened), items
+
+    def _items_came(self, items: list[tuple[Any, Any, Any, dict[str, str]]]) -> None:
+        if self.command.shape == "shown":
+            return
+        if self.command.shape == "moved":
+            for _, item, payload, _ in items:
+                if payload is not item:
+                    _ = guarded(self._moved, False, payload, item) or guarded(self._moved, False, payload, item)  # noqa: FBT003  "not done"
+        self._came([item_facts(key, payload, headers, self.options) for key, _, payload, headers in items])
+
+    def _moved(self, payload: Any, item: Any) -> bool:
+        """Remember what the server calls an item: who could not name it would never get it off the list again."""
+        moved.put(text(self.args[2]), bytes(commands.encoder(self.client).encode(payload)), item)
+        return True
+
+    def _entries_came(self, reply: Any) -> None:
+        came: list[Message] = []
+        for entry in self._read(reply):
+            place = text(entry.key), text(entry.id)
+            least = 2 if place[0] in self._reader.again else 1
+            came.append(entry_facts(entry, self.options, self._reader, max(least, self._counts.get(place, 1))))
+        self._came(came)
+
+    def _came(self, messages: list[Message]) -> None:
+        for message in messages:
+            leaf.handed_out(message)
+        leaf.receive(messages, self._begun)
 
 
 class _Settling(Call):
@@ -217,6 +259,12 @@ def _message_of(args: tuple[Any, ...]) -> Message | None:
 moved = commands.Moved()
 
 
+def named(args: tuple[Any, ...], client: Any) -> tuple[Any, ...]:
+    """Return LREM's arguments with the item as the server knows it."""
+    found = guarded(moved.named_in, None, args, client) or guarded(moved.named_in, None, args, client)
+    return found or args
+
+
 def _call(client: Any, command: Command, args: tuple[Any, ...], place: Place | None = None) -> Call:
     """Return what has to be round *command*, one of ``COMMANDS``."""
     if command.role == "send":
@@ -225,12 +273,16 @@ def _call(client: Any, command: Command, args: tuple[Any, ...], place: Place | N
         return _Fetching(client, command, args)
     if command.role == "settle":
         return _Settling(client, command, args)
-    return Call(client, command, guarded(moved.named_in, args, args, commands.encoder(client)))
+    return Call(client, command, named(args, client))
 
 
 def run(client: Any, command: Command, execute: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Run one command of a sync client by its own *execute*."""
-    with _call(client, command, args) as call:
+    # Twice, for messages that are not looked at reach the host with their envelopes.
+    found = guarded(_call, None, client, command, args) or guarded(_call, None, client, command, args)
+    if found is None:
+        return execute(*args, **options)
+    with found as call:
         reply = execute(*call.args, **options)
         for question in call.questions(reply):
             try:
@@ -243,7 +295,10 @@ def run(client: Any, command: Command, execute: Any, args: tuple[Any, ...], opti
 
 async def run_async(client: Any, command: Command, execute: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Run one command of an asyncio client by its own *execute*."""
-    with _call(client, command, args) as call:
+    found = guarded(_call, None, client, command, args) or guarded(_call, None, client, command, args)
+    if found is None:
+        return await execute(*args, **options)
+    with found as call:
         reply = await execute(*call.args, **options)
         for question in call.questions(reply):
             try:
@@ -267,15 +322,21 @@ class Queued(str):
 
 def plain(command: Any) -> Any:
     """Return a queued command as the caller gave it, for the client's error messages."""
+    return guarded(_plain, command, command)
+
+
+def _plain(command: Any) -> Any:
     return getattr(command[0], "plain", command)
 
 
 def queued(client: Any, command: Command, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments to queue."""
     if command.role == "remove":
-        return _call(client, command, args).args
-    if command.role != "send":
-        return args
+        return named(args, client)
+    return guarded(_placed, args, args) if command.role == "send" else args
+
+
+def _placed(args: tuple[Any, ...]) -> tuple[Any, ...]:
     name = Queued(text(args[0]))
     name.place = Place()
     return (name, *args[1:])
@@ -284,25 +345,31 @@ def queued(client: Any, command: Command, args: tuple[Any, ...]) -> tuple[Any, .
 class Batch:
     """``with Batch(pipeline, queue):`` round the execution of a pipeline; one outcome for all that leaves with it."""
 
-    __slots__ = ("_around", "_calls", "_client", "_errors", "_queue", "_was")
+    __slots__ = ("_around", "_calls", "_client", "_errors", "_find", "_queue", "_seen", "_was")
 
-    def __init__(self, client: Any, queue: list[Any]) -> None:
+    def __init__(self, client: Any, find: Callable[[Any], list[Any]]) -> None:
+        """Say where a pipeline keeps its queue."""
         self._client = client
-        self._queue = queue
+        self._find = find
+        self._queue: list[Any] = []
         self._was: list[Any] = []
         self._calls: dict[int, Call] = {}
         self._errors: dict[int, BaseException] = {}
+        self._seen: dict[int, None] = {}
         self._around: Context | None = None
 
     def __enter__(self) -> Self:
+        guarded(self._open_all, None)
+        return self
+
+    def _open_all(self) -> None:
+        self._queue = self._find(self._client)
         self._was = list(self._queue)
         around = self._around = get_current()
         for number, item in enumerate(self._was):
             guarded(self._open, None, number, item)
-            attach(around)  # the next one is not inside this one
         if any(each.command.role != "settle" for each in self._calls.values()):
             attach(Context({**around, **leaf.SUPPRESS}))
-        return self
 
     def _open(self, number: int, item: Any) -> None:
         args = item[0] if is_a(item, tuple) else item.args  # of a cluster's pipeline, each is an object
@@ -321,19 +388,34 @@ class Batch:
 
     def results(self, replies: Any) -> Any:
         """Return what the caller gets for *replies*, one for each command."""
+        # Twice, as above; what has been looked at the first time is not looked at again.
+        if not guarded(self._results, False, replies):  # noqa: FBT003  "not done"
+            guarded(self._results, False, replies)  # noqa: FBT003  as above
+        return replies
+
+    def _results(self, replies: Any) -> bool:
         if is_a(replies, list) and len(replies) == len(self._was):
             for number, each in self._calls.items():
+                if number in self._seen:
+                    continue
                 if isinstance(replies[number], Exception):
                     self._errors[number] = replies[number]
                 else:
                     replies[number] = each.result(replies[number])
-        return replies
+                self._seen[number] = None
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._queue[:] = self._was  # what was not executed can be executed later
+        guarded(self._close_all, None, error)
+        guarded(self._back, None)
+
+    def _close_all(self, error: BaseException | None) -> None:
         for number, each in self._calls.items():
-            each.__exit__(kind, self._errors.get(number, error), trace)
+            each.__exit__(None, self._errors.get(number, error), None)
+
+    def _back(self) -> None:
         if self._around is not None:
             attach(self._around)

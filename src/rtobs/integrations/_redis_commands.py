@@ -45,7 +45,8 @@ class Command(NamedTuple):
 
 _WORDS: dict[tuple[Role, str], str] = {
     ("send", "stream"): "XADD",
-    ("send", "payloads"): "PUBLISH SPUBLISH LPUSH RPUSH LPUSHX RPUSHX",
+    ("send", "payloads"): "PUBLISH SPUBLISH LPUSH RPUSH",
+    ("send", "present"): "LPUSHX RPUSHX",  # payloads too, but only for a list that is there
     ("fetch", "streams"): "XREAD XREADGROUP",
     ("fetch", "claimed"): "XCLAIM XAUTOCLAIM",
     ("fetch", "items"): "LPOP RPOP",
@@ -198,16 +199,18 @@ class Moved:
     __slots__ = ("_bytes", "_count", "_items", "_lock")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._items: OrderedDict[tuple[str, bytes], list[Any]] = OrderedDict()
         self._count = self._bytes = 0
 
     def put(self, key: str, payload: bytes, item: Any) -> None:
         """Remember that *item*, which is *payload* in an envelope, is in list *key*."""
         with self._lock:
-            self._items.setdefault((key, payload), []).append(item)
+            found = self._items.setdefault((key, payload), [])
+            size = len(item)
+            found.append(item)
             self._count += 1
-            self._bytes += len(item)
+            self._bytes += size
             while self._count > MOST or (self._bytes > MOST_BYTES and self._count > 1):
                 _, gone = self._items.popitem(last=False)
                 self._forget(gone)
@@ -218,23 +221,26 @@ class Moved:
             found = self._items.get((key, payload))
             if not found:
                 return None
-            item = found.pop(0)
+            item = found[0]
             self._forget([item])
+            del found[0]
             if not found:
                 del self._items[key, payload]
             return item
 
     def _forget(self, gone: list[Any]) -> None:
-        self._count -= len(gone)
-        self._bytes -= sum(map(len, gone))
+        count, size = len(gone), sum(map(len, gone))
+        self._count -= count
+        self._bytes -= size
 
-    def named_in(self, args: tuple[Any, ...], encoder: Any) -> tuple[Any, ...]:
+    def named_in(self, args: tuple[Any, ...], client: Any) -> tuple[Any, ...]:
         """Return LREM's arguments with the item as the server knows it."""
         if not self._items or len(args) != _REMOVAL:
             return args
+        encode = encoder(client).encode
         try:
-            payload = bytes(encoder.encode(args[-1]))
+            encoded = encode(args[-1])
         except Exception:  # noqa: BLE001  not a value for Redis: the client says so itself
             return args
-        item = self.take(text(args[1]), payload)
+        item = self.take(text(args[1]), bytes(encoded))
         return args if item is None else (*args[:-1], item)

@@ -18,6 +18,8 @@ from rtobs.integrations._redis_commands import moment, text
 
 _FIRST_MS = 1_000_000_000_000  # in 2001; ids below were counted, not timed
 _AHEAD_MS = 300_000
+_COUNTED = 100
+"""Entries that are fetched, at most, to count them where the server cannot."""
 
 _Question = Generator[Any, Any, Answer]
 
@@ -73,12 +75,17 @@ def _group(client: Any, key: str, group: dict[str, Any]) -> Generator[Any, Any, 
     oldest: list[int] = []
     if pending:
         summary = yield client.xpending(key, group["name"])
-        oldest.append(_sent_ns(summary["min"]))
+        pending = int(summary["pending"])  # some may have been acknowledged since
+        if pending:
+            oldest.append(_sent_ns(summary["min"]))
     if lag != 0:
-        undelivered = yield client.xrange(key, f"({text(group['last-delivered-id'])}", "+", 1)
-        oldest += [_sent_ns(entry[0]) for entry in undelivered]
-        if lag is None:  # entries were deleted, so the server cannot tell: at most all that are kept
-            lag = (yield client.xlen(key)) if undelivered else 0
+        after, most = f"({text(group['last-delivered-id'])}", 1 if lag is not None else _COUNTED
+        undelivered = yield client.xrange(key, after, "+", most)
+        oldest += [_sent_ns(entry[0]) for entry in undelivered[:1]]
+        if not undelivered:  # trimmed away, which the server's count does not tell
+            lag = 0
+        elif lag is None:  # the group began in the middle, or entries were deleted: the server cannot tell
+            lag = len(undelivered) if len(undelivered) < _COUNTED else (yield client.xlen(key))
     return Depth(key, pending + int(lag), min(oldest, default=0))
 
 

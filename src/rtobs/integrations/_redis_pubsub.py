@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, closing
 from typing import Any
 
 from redis.asyncio.client import PubSub as AsyncPubSub
@@ -16,7 +15,6 @@ from redis.client import PubSub
 from redis.typing import Subscription
 
 from rtobs._hop import handler, leaf
-from rtobs._hop.runtime import runtime
 from rtobs._journey.message import Message
 from rtobs.integrations._redis_commands import is_a, text
 from rtobs.integrations._redis_facts import PUBLISHED, opened, published_facts
@@ -51,11 +49,14 @@ def _around(options: Options, name: object, callback: Any) -> Any:
     return handler.around(callback, functools.partial(_arrived, options), awaits=False)
 
 
-def _arrived(options: Options, message: dict[str, Any]) -> Message:
+def _arrived(options: Options, message: dict[str, Any]) -> Message | None:
     """Take the envelope off a message that the client has just made, and hand it out."""
-    message["data"], headers = opened(message)
-    facts = published_facts(message, options, headers)
-    leaf.handed_out(facts)
+    # Twice, for an envelope that is not taken off reaches the host.
+    found = guarded(opened, None, message) or guarded(opened, None, message)
+    message["data"], headers = found or (message["data"], {})
+    facts = guarded(published_facts, None, message, options, headers)
+    if facts is not None:
+        leaf.handed_out(facts)
     return facts
 
 
@@ -81,41 +82,57 @@ def _received(message: Any, begun_ns: int, *, span: bool = True) -> Message | No
 
 
 def _fetched(pubsub: Any, message: Any, begun_ns: int) -> Any:
-    if leaf.known(message) is None:  # a cluster's sharded ones come through a plain PubSub of each node
-        guarded(_hand_out, None, options_of(pubsub), message)
-    _received(message, begun_ns)
+    guarded(_note, None, options_of(pubsub), message, begun_ns)
     return message
 
 
+def _note(options: Options, message: Any, begun_ns: int) -> None:
+    if leaf.known(message) is None:  # a cluster's sharded ones come through a plain PubSub of each node
+        _hand_out(options, message)
+    _received(message, begun_ns)
+
+
+def _iterated(message: Any, begun_ns: int) -> Message | None:
+    return _received(message, begun_ns, span=False)
+
+
+def _let_go(facts: Message | None) -> None:
+    """Record the lag of a message that an iterator yielded, unless a hop has taken it."""
+    if facts is not None:
+        leaf.passed_by(facts)
+
+
 def _each(messages: Any) -> Iterator[Any]:
-    """Yield what an iterator brings; the lag of a message that no hop takes is recorded too."""
-    with closing(messages):
+    """Yield what an iterator brings, timed."""
+    try:
         while True:
-            begun = runtime.monotonic_ns()
+            begun = leaf.now_ns()
             message = next(messages, None)
             if message is None:
                 return
-            facts = _received(message, begun, span=False)
+            facts = guarded(_iterated, None, message, begun)
             try:
                 yield message
             finally:
-                if facts is not None:
-                    leaf.passed_by(facts)
+                guarded(_let_go, None, facts)
+    finally:
+        messages.close()
 
 
 async def _each_async(messages: Any) -> AsyncIterator[Any]:
-    async with aclosing(messages):
+    try:
         while True:
-            begun = runtime.monotonic_ns()
+            begun = leaf.now_ns()
             message = await anext(messages, None)
             if message is None:
                 return
-            facts = _received(message, begun, span=False)
+            facts = guarded(_iterated, None, message, begun)
             try:
                 yield message
             finally:
-                if facts is not None:
-                    leaf.passed_by(facts)
+                guarded(_let_go, None, facts)
+    finally:
+        await messages.aclose()
 
 
 # The client's classes ------------------------------------------------------------------------------------------------
@@ -126,17 +143,17 @@ class _PubSub(PubSub):  # a cluster's too, which is a subclass
     __slots__ = ()
 
     def subscribe(self, *args: Any, **handlers: Any) -> Any:
-        args, handlers = _handlers(self, args, handlers)
+        args, handlers = guarded(_handlers, (args, handlers), self, args, handlers)
         untyped: Any = super()
         return untyped.subscribe(*args, **handlers)
 
     def psubscribe(self, *args: Any, **handlers: Any) -> Any:
-        args, handlers = _handlers(self, args, handlers)
+        args, handlers = guarded(_handlers, (args, handlers), self, args, handlers)
         untyped: Any = super()
         return untyped.psubscribe(*args, **handlers)
 
     def ssubscribe(self, *args: Any, **handlers: Any) -> Any:
-        args, handlers = _handlers(self, args, handlers)
+        args, handlers = guarded(_handlers, (args, handlers), self, args, handlers)
         untyped: Any = super()
         return untyped.ssubscribe(*args, **handlers)
 
@@ -145,12 +162,12 @@ class _PubSub(PubSub):  # a cluster's too, which is a subclass
         return _handled(self, untyped.handle_message(*args, **options))
 
     def get_message(self, *args: Any, **options: Any) -> Any:
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         untyped: Any = super()
         return _fetched(self, untyped.get_message(*args, **options), begun)
 
     def get_sharded_message(self, *args: Any, **options: Any) -> Any:
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         untyped: Any = super()
         return _fetched(self, untyped.get_sharded_message(*args, **options), begun)
 
@@ -164,17 +181,17 @@ class _AsyncPubSub(AsyncPubSub):
     __slots__ = ()
 
     async def subscribe(self, *args: Any, **handlers: Any) -> Any:
-        args, handlers = _handlers(self, args, handlers)
+        args, handlers = guarded(_handlers, (args, handlers), self, args, handlers)
         untyped: Any = super()
         return await untyped.subscribe(*args, **handlers)
 
     async def psubscribe(self, *args: Any, **handlers: Any) -> Any:
-        args, handlers = _handlers(self, args, handlers)
+        args, handlers = guarded(_handlers, (args, handlers), self, args, handlers)
         untyped: Any = super()
         return await untyped.psubscribe(*args, **handlers)
 
     async def ssubscribe(self, *args: Any, **handlers: Any) -> Any:
-        args, handlers = _handlers(self, args, handlers)
+        args, handlers = guarded(_handlers, (args, handlers), self, args, handlers)
         untyped: Any = super()
         return await untyped.ssubscribe(*args, **handlers)
 
@@ -183,7 +200,7 @@ class _AsyncPubSub(AsyncPubSub):
         return _handled(self, await untyped.handle_message(*args, **options))
 
     async def get_message(self, *args: Any, **options: Any) -> Any:
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         untyped: Any = super()
         return _fetched(self, await untyped.get_message(*args, **options), begun)
 
@@ -197,7 +214,7 @@ class _AsyncClusterPubSub(AsyncClusterPubSub):  # over the one above
     __slots__ = ()
 
     async def get_sharded_message(self, *args: Any, **options: Any) -> Any:
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         untyped: Any = super()
         return _fetched(self, await untyped.get_sharded_message(*args, **options), begun)
 

@@ -11,7 +11,8 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
 from rtobs import _guard
@@ -37,6 +38,8 @@ class Options:
     """Where a message came from, for clients whose message does not say; set by the leaf, not by the user."""
     manual: bool = True
     """Whether messages are settled by hand; set by the leaf."""
+    group: str = ""
+    """The consumers that a client belongs to, for messages that do not say; set by the leaf."""
     dead_letter_known: bool | None = None
     """Whether the queue was declared with a dead-letter target; set by the leaf."""
 
@@ -51,15 +54,23 @@ class Options:
 
 
 _set_class: Callable[[Any, type], None] = object.__dict__["__class__"].__set__  # goes past a client's own __setattr__
-_lock = threading.Lock()
+_lock = threading.RLock()
 _destinations: set[str] = set()
 _kept: dict[tuple[type, type, Options], type] = {}  # importable classes: few, and they live as long as we do
+_quick: dict[
+    tuple[type, type, int], tuple[Options, type]
+] = {}  # the same by identity of the options, not by their value
+_MOST_QUICK = 1024
 _loose: WeakKeyDictionary[type, dict[tuple[type, Options], ref[type]]] = WeakKeyDictionary()  # classes made at run time
 
 
 def overlay(cls: type[T]) -> type[T]:
-    """Mark a subclass of a client's class as what an instance may become: behaviour, no storage."""
-    if cls.__dict__.get("__slots__") != () or len(cls.__bases__) != 1:
+    """Mark a subclass of a client's class as what an instance may become: behaviour, no storage.
+
+    Over a class of C whose instances have no ``__dict__`` it has no slots either: it is for subclasses, which have one.
+    """
+    slots, adds_dict = cls.__dict__.get("__slots__"), cls.__base__ is not None and not cls.__base__.__dictoffset__
+    if (slots != () and not (slots is None and adds_dict)) or len(cls.__bases__) != 1:
         raise TypeError(f"{cls.__qualname__}: an overlay has one base and `__slots__ = ()`")
     cls.__init_subclass__ = classmethod(lambda _twin, **_options: None)  # type: ignore[assignment]  # a twin enters no registry of the user's
     return cls
@@ -67,7 +78,11 @@ def overlay(cls: type[T]) -> type[T]:
 
 def options_of(instance: object) -> Options:
     """Return the options of the ``wrap`` that an instance descends from."""
-    found: Options = getattr(type(instance), "__rtobs_options__", _DEFAULT)
+    try:
+        found: Options = getattr(type(instance), "__rtobs_options__", _DEFAULT)
+    except Exception as error:  # noqa: BLE001  the host's call goes on as if nothing was asked for
+        _guard.fault("wrap.options", error)
+        return _DEFAULT
     return found
 
 
@@ -93,6 +108,10 @@ def _twin(cls: type, over: type, options: Options) -> type:
     with _lock:
         found = _find(cls, over, options)
         if found is not None:
+            if (cls, over, options) in _kept:
+                if len(_quick) >= _MOST_QUICK:
+                    _quick.clear()
+                _quick[cls, over, id(options)] = options, found
             return found
 
         def reduce(self: Any, protocol: Any) -> Any:  # copied and pickled as the plain class
@@ -127,30 +146,37 @@ def become(target: T, over: type, options: Options) -> T:
 
     A mock or another tool's proxy stays as it is; so does an object of a C type, counted.
     """
-    cls = type(target)
-    if issubclass(cls, over):
-        return target
-    if not issubclass(cls, over.__bases__[0]):
-        return target
     try:
-        shadowed = [
-            name
-            for name, value in over.__dict__.items()
-            if not name.startswith("__")
-            and name in getattr(target, "__dict__", ())
-            and not isinstance(value, property)  # which goes before the instance's own
-        ]
-        if shadowed:
-            _guard.tell(
-                "wrap.shadowed",
-                "rtobs.wrap: %s of this %s is replaced on the instance by another tool; wrap it before that tool does",
-                shadowed[0],
-                cls.__qualname__,
-            )
+        cls = type(target)
+        quick = _quick.get((cls, over, id(options)))
+        if quick is not None and quick[0] is options and not cls.__dictoffset__:
+            _set_class(target, quick[1])
+            return target
+        if issubclass(cls, over) or not issubclass(cls, over.__bases__[0]):
+            return target
+        own = getattr(target, "__dict__", None)
+        if own:
+            _tell_shadowed(own, cls, over)
         _set_class(target, _twin(cls, over, options))
     except Exception as error:  # noqa: BLE001  an object that cannot be instrumented works on as it was
         _guard.fault("wrap", error)
     return target
+
+
+def _tell_shadowed(own: dict[str, Any], cls: type, over: type) -> None:
+    """Tell where a method of ours does not come through because the instance has one of its own."""
+    shadowed = [
+        name
+        for name, value in over.__dict__.items()
+        if name in own and not name.startswith("__") and not isinstance(value, property)  # which goes before it
+    ]
+    if shadowed:
+        _guard.tell(
+            "wrap.shadowed",
+            "rtobs.wrap: %s of this %s is replaced on the instance by another tool; wrap it before that tool does",
+            shadowed[0],
+            cls.__qualname__,
+        )
 
 
 def guarded(step: Callable[..., T], otherwise: T, *args: Any) -> T:
@@ -162,8 +188,64 @@ def guarded(step: Callable[..., T], otherwise: T, *args: Any) -> T:
         return otherwise
 
 
+class StandIn:
+    """Stands for an object of a C type, which can become nothing: what a leaf's subclass does not do, the object does.
+
+    Methods of the object that call one another are not seen. ``unwrap`` returns the object.
+    """
+
+    __slots__ = ("__wrapped__",)
+    __wrapped__: Any
+
+    def __init__(self, native: object) -> None:
+        object.__setattr__(self, "__wrapped__", native)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+    def __len__(self) -> int:
+        return len(self.__wrapped__)
+
+    def __bool__(self) -> bool:
+        return bool(self.__wrapped__)
+
+    def __enter__(self) -> Self:
+        self.__wrapped__.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any:
+        return self.__wrapped__.__exit__(kind, error, trace)
+
+    @property
+    def __class__(self) -> Any:
+        return self.__wrapped__.__class__
+
+    @__class__.setter
+    def __class__(self, new: type) -> None:
+        _set_class(self, new)
+
+
+def stand_in(native: object, over: type[StandIn], options: Options) -> Any:
+    """Return what stands for *native* and behaves as *over*; a stand-in stands for itself."""
+    if issubclass(type(native), StandIn):
+        return native
+    key = (type(native), over, options)
+    with _lock:
+        found: Any = _kept.get(key)
+        if found is None:
+            found = _kept[key] = type(over.__name__, (over,), {"__slots__": (), "__rtobs_options__": options})
+    return found(native)
+
+
 def restore(target: T) -> T:
     """Put the real class back; what *target* created stays wrapped until restored itself."""
+    if issubclass(type(target), StandIn):
+        return cast("Any", target).__wrapped__  # type: ignore[no-any-return]
     while "__rtobs_plain__" in type(target).__dict__:
         _set_class(target, type(target).__dict__["__rtobs_plain__"])
     return target

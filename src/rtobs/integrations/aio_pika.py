@@ -53,19 +53,40 @@ class _Exchange(Exchange):
     __slots__ = ()
 
     async def publish(self, message: AbstractMessage, routing_key: str, *args: Any, **options: Any) -> Any:
-        facts = Facts(
-            SYSTEM, self.name or _rabbitmq.place(routing_key, "amq.default"), address=routing_key,
-            id=message.message_id or "", conversation_id=message.correlation_id or "",
-            carrier=options_of(self).carrier, neighbour=_NEIGHBOUR, size=len(message.body),
-        )  # fmt: skip
-        with leaf.Send(facts) as send:
-            sent: Any = copy.copy(message)  # the caller may send one message to many places at once
-            sent.headers = send.headers(message.headers)
-            result = await super().publish(sent, routing_key, *args, **options)
-            if isinstance(result, DeliveredMessage) and send.record is not None:  # no queue was bound: it came back
-                send.record.category, send.record.reason = ErrorCategory.REJECTED_DOWNSTREAM, "unroutable"
-                send.record.error_type = PublishError.__qualname__  # as with `on_return_raises=True`
+        with leaf.Send(guarded(_sent, None, self, message, routing_key)) as send:
+            carrying = guarded(_carrying, message, send, self, message)
+            result = await super().publish(carrying, routing_key, *args, **options)
+            guarded(_came_back, None, send, result)
             return result
+
+
+def _sent(exchange: Exchange, message: AbstractMessage, routing_key: str) -> Facts:
+    return Facts(
+        SYSTEM, exchange.name or _rabbitmq.place(routing_key, "amq.default"), address=routing_key,
+        id=message.message_id or "", conversation_id=message.correlation_id or "",
+        carrier=options_of(exchange).carrier, neighbour=_NEIGHBOUR, size=len(message.body),
+    )  # fmt: skip
+
+
+def _carrying(send: leaf.Send, exchange: Exchange, message: AbstractMessage) -> AbstractMessage:
+    sent: Any = copy.copy(message)  # the caller may send one message to many places at once
+    room = _rabbitmq.room(message.headers, _frame_max(exchange), lambda: len(sent.properties.marshal()))
+    sent.headers = send.headers(message.headers, room)
+    return cast("AbstractMessage", sent)
+
+
+def _frame_max(exchange: Exchange) -> int:
+    """Return how many bytes a frame may have, as agreed with the broker; 0 between two connections."""
+    channel: Any = exchange.channel
+    transport = channel._connection.transport  # noqa: SLF001  no other way
+    return int(transport.connection.connection_tune.frame_max) if transport is not None else 0
+
+
+def _came_back(send: leaf.Send, result: object) -> None:
+    """Note that no queue was bound."""
+    if isinstance(result, DeliveredMessage) and send.record is not None:
+        send.record.category, send.record.reason = ErrorCategory.REJECTED_DOWNSTREAM, "unroutable"
+        send.record.error_type = PublishError.__qualname__  # as with `on_return_raises=True`
 
 
 @overlay
@@ -73,9 +94,7 @@ class _Queue(Queue):
     __slots__ = ()
 
     async def consume(self, callback: Any, no_ack: bool = False, *args: Any, **options: Any) -> str:  # noqa: FBT001, FBT002  the client's signature
-        if not isinstance(getattr(callback, "__self__", None), AbstractQueueIterator):  # that one only buffers
-            source = _source(self, no_ack=no_ack)
-            callback = handler.around(callback, lambda native: describe(become(native, _Message, source)))
+        callback = guarded(_around, callback, self, callback, no_ack)
         tag = await super().consume(callback, no_ack, *args, **options)
         guarded(_aio_pika_depths.consumes, None, self, tag, callback, no_ack)
         return tag
@@ -85,18 +104,34 @@ class _Queue(Queue):
         return await cast("Any", super()).cancel(consumer_tag, *args, **options)
 
     async def get(self, *, no_ack: bool = False, **options: Any) -> Any:
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         message = await super().get(no_ack=no_ack, **options)
         if message is not None:
-            leaf.receive([describe(become(message, _Message, _source(self, no_ack=no_ack)))], begun)
+            guarded(_received, None, self, message, no_ack, begun)
         return message
 
     def iterator(self, **options: Any) -> Any:
-        return become(super().iterator(**options), _Iterator, _source(self, no_ack=bool(options.get("no_ack"))))
+        iterator = super().iterator(**options)
+        return guarded(_timed, iterator, self, iterator, options)
 
 
 def _source(queue: Queue, *, no_ack: bool) -> Options:
     return _rabbitmq.source(options_of(queue), queue.name, queue.arguments, no_ack=no_ack)
+
+
+def _around(queue: Queue, callback: Any, no_ack: bool) -> Any:  # noqa: FBT001  as the client has it
+    if isinstance(getattr(callback, "__self__", None), AbstractQueueIterator):
+        return callback  # that one only buffers
+    source = _source(queue, no_ack=no_ack)
+    return handler.around(callback, lambda native: describe(become(native, _Message, source)))
+
+
+def _received(queue: Queue, message: IncomingMessage, no_ack: bool, begun_ns: int) -> None:  # noqa: FBT001  as above
+    leaf.receive([describe(become(message, _Message, _source(queue, no_ack=no_ack)))], begun_ns)
+
+
+def _timed(queue: Queue, iterator: Any, options: dict[str, Any]) -> Any:
+    return become(iterator, _Iterator, _source(queue, no_ack=bool(options.get("no_ack"))))
 
 
 @overlay
@@ -104,17 +139,21 @@ class _Iterator(QueueIterator):
     __slots__ = ()
 
     async def __anext__(self) -> Any:
-        _let_go(self)
-        begun = runtime.monotonic_ns()
-        message: Any = become(await super().__anext__(), _Message, options_of(self))
-        facts = vars(self)["_rtobs"] = describe(message)
-        leaf.receive([facts], begun, span=False)
-        leaf.handed_out(facts)
+        guarded(_let_go, None, self)
+        begun = leaf.now_ns()
+        message: Any = await super().__anext__()
+        guarded(_handed_out, None, self, message, begun)
         return message
 
     async def close(self) -> None:
-        _let_go(self)
+        guarded(_let_go, None, self)
         await super().close()
+
+
+def _handed_out(iterator: QueueIterator, message: IncomingMessage, begun_ns: int) -> None:
+    facts = vars(iterator)["_rtobs"] = describe(become(message, _Message, options_of(iterator)))
+    leaf.receive([facts], begun_ns, span=False)
+    leaf.handed_out(facts)
 
 
 def _let_go(iterator: QueueIterator) -> None:
@@ -130,15 +169,15 @@ class _Message(IncomingMessage):
         return become(super().process(*args, **options), _Process, options_of(self))
 
     async def ack(self, multiple: bool = False) -> None:  # noqa: FBT001, FBT002  the client's signature, as below
-        with leaf.Settle("ack", "acked", describe(self)):
+        with leaf.Settle("ack", "acked", guarded(describe, None, self)):
             await super().ack(multiple)
 
     async def nack(self, multiple: bool = False, requeue: bool = True) -> None:  # noqa: FBT001, FBT002
-        with leaf.Settle("nack", _fate(self, requeue=requeue), describe(self)):
+        with leaf.Settle("nack", _fate(self, requeue=requeue), guarded(describe, None, self)):
             await super().nack(multiple, requeue)
 
     async def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
-        with leaf.Settle("nack", _fate(self, requeue=requeue), describe(self)):
+        with leaf.Settle("nack", _fate(self, requeue=requeue), guarded(describe, None, self)):
             await super().reject(requeue)
 
 
@@ -153,7 +192,7 @@ class _Process(ProcessContext):
 
     async def __aenter__(self) -> Any:
         message: Any = await super().__aenter__()
-        vars(self)["_rtobs"] = leaf.Process(describe(message)).__enter__()  # joins the message's hop if one is open
+        guarded(_begun, None, self, message)
         return message
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:  # noqa: PYI036  passed on as they come
@@ -164,8 +203,15 @@ class _Process(ProcessContext):
             ended = raised if error is None else error
             raise
         finally:
-            if (scope := vars(self).pop("_rtobs", None)) is not None:
-                scope.__exit__(None, ended, None)
+            own: dict[str, Any] = self.__dict__  # pyright: ignore[reportAssignmentType]  an instance's, not a class's
+            if "_rtobs" in own:
+                own["_rtobs"].__exit__(None, ended, None)
+                del own["_rtobs"]
+
+
+def _begun(context: ProcessContext, message: IncomingMessage) -> None:
+    scope = vars(context)["_rtobs"] = leaf.Process(describe(message))
+    scope.__enter__()  # joins the message's hop if one is open
 
 
 @overlay
@@ -204,7 +250,7 @@ class _Connection(Connection):
 
 def wrap(client: Client, options: Options) -> Client:
     """Instrument one connection, channel, exchange or queue, and what it creates from now on; robust ones too."""
-    runtime.describers[IncomingMessage] = describe  # type: ignore[assignment]  # it is looked up by this class
+    runtime.register(IncomingMessage, describe)  # it is looked up by this class
     overlays: list[type] = [_Connection, _Channel, _Exchange, _Queue]
     for over in overlays:
         if isinstance(client, over.__bases__[0]):

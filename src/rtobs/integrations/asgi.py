@@ -21,7 +21,7 @@ from typing import Any, get_args
 from rtobs._hop.http import Request
 from rtobs._journey.message import Trust
 from rtobs.errors import ConfigError, UnsupportedError
-from rtobs.integrations._twin import Options, become, options_of, overlay
+from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "http"
 SUPPORTS = "ASGI 3; starlette 1.10, fastapi 0.165, uvicorn 0.54"
@@ -76,16 +76,23 @@ def _unfilled(mounts: str, filled: dict[str, str]) -> str:
     return "/".join(f"{{{names[segment]}}}" if segment in names else segment for segment in segments)
 
 
+_NOTHING: tuple[object, str, str] = (None, "", "")
+
+
+def _of_request(scope: Scope) -> tuple[object, str, str]:
+    return scope.get("headers"), str(scope.get("method", "")), str(scope.get("root_path") or "")
+
+
 class _Request(Request):
     """One HTTP request: passes its events on and learns from them how it went."""
 
     __slots__ = ("_receive", "_root", "_send", "_trailers", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, trust: Trust) -> None:
-        super().__init__(scope.get("headers"), trust, str(scope.get("method", "")), NEIGHBOURS)
         self.scope = scope
         """The innermost scope of this request: routers write what they matched into it."""
-        self._root = str(scope.get("root_path") or "")
+        headers, method, self._root = guarded(_of_request, _NOTHING, scope)
+        Request.__init__(self, headers, trust, method, NEIGHBOURS)
         self._receive = receive
         self._send = send
         self._trailers = False
@@ -95,12 +102,15 @@ class _Request(Request):
 
     async def receive(self) -> Event:
         event = await self._receive()
-        if event.get("type") == "http.disconnect" and self.is_open:
-            self.gone = True
+        guarded(self._received, None, event)
         return event
 
+    def _received(self, event: Event) -> None:
+        if event.get("type") == "http.disconnect" and self.is_open:
+            self.gone = True
+
     async def send(self, event: Event) -> None:
-        last = self.is_open and self._is_last(event)
+        last = self.is_open and guarded(self._is_last, False, event)  # noqa: FBT003  "not that we know"
         if last and self.is_adopted:  # the span ends where this event goes
             self.answered()
         try:
@@ -127,20 +137,31 @@ class _Request(Request):
                 return False
 
     def failed(self, error: BaseException) -> None:
+        guarded(self._blame, None, error)
+        self.end(error)
+
+    def _blame(self, error: BaseException) -> None:
         if type(error).__name__ == "ClientDisconnect":  # Starlette's, from reading a body whose sender has gone
             self.gone = True
         elif isinstance(error, Exception) and not isinstance(error, OSError):
             self.gone = False  # whoever listens: it failed by itself
-        self.end(error)
+
+
+def _outer(scope: Scope) -> _Request | None:
+    """Return the same request, if this is further in."""
+    found = scope.get(_MARK)
+    if not isinstance(found, _Request) or not found.is_open:
+        return None
+    found.scope = scope
+    return found
 
 
 async def _serve(app: App, scope: Scope, receive: Receive, send: Send, trust: Trust) -> None:
     if scope["type"] != "http":
         await app(scope, receive, send)
         return
-    outer = scope.get(_MARK)
-    if isinstance(outer, _Request) and outer.is_open:  # the same request, further in
-        outer.scope = scope
+    outer = guarded(_outer, None, scope)
+    if outer is not None:
         with outer.resumed():
             await app(scope, receive, send)
         return
@@ -212,11 +233,17 @@ class _Inside:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        owner = scope.get("app")
-        if issubclass(type(owner), _application()):
-            await _serve(self.app, scope, receive, send, options_of(owner).trust)
+        trust: Trust | None = guarded(_trust, None, scope)
+        if trust is not None:
+            await _serve(self.app, scope, receive, send, trust)
         else:
             await self.app(scope, receive, send)
+
+
+def _trust(scope: Scope) -> Trust | None:
+    """Return what the application that is called was wrapped with; None where it is not wrapped any more."""
+    owner = scope.get("app")
+    return options_of(owner).trust if issubclass(type(owner), _application()) else None
 
 
 def _placed(stack: Any) -> Any:
@@ -243,8 +270,9 @@ def _application() -> Any:
         # builds the stack: it may have been called already, and other tools replace it on the instance.
         @property
         def middleware_stack(self) -> Any:
-            stack = self.__dict__.get("middleware_stack")
-            return _placed(stack) if stack is not None else None
+            own = self.__dict__
+            stack = own["middleware_stack"] if "middleware_stack" in own else None  # noqa: SIM401  no call that can fail
+            return guarded(_placed, stack, stack) if stack is not None else None
 
         @middleware_stack.setter
         def middleware_stack(self, stack: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]

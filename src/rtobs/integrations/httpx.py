@@ -10,14 +10,12 @@ exactly that host, not its subdomains, on any port, and is asked again for each 
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
 from rtobs._hop.http import Exchange, exchange
-from rtobs.integrations._twin import Options, become, options_of, overlay
+from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "http"
 SUPPORTS = "httpx 0.28"
@@ -31,24 +29,25 @@ def describe(request: httpx.Request) -> tuple[str, str, int | None]:
     return request.method, url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme)
 
 
-@contextmanager
-def _leaving(request: httpx.Request, options: Options) -> Generator[None]:
-    """Let our headers go with *request*, if its host may have them; after that it is the caller's again, as it was.
+def _leaving(request: httpx.Request, options: Options) -> httpx.Headers | None:
+    """Let our headers go with *request*, if its host may have them; return the caller's own then.
 
-    A redirect is made from the request, so it takes nothing of ours along.
+    Once it has gone it has to be the caller's again, as it was: a redirect is made from it, and takes nothing of ours
+    along.
     """
     call = exchange()
     own = call.request(*describe(request), request.headers) if call is not None else {}
     if not own or not options.carrier:
-        yield
-        return
+        return None
     callers = request.headers
-    request.headers = callers.copy()
-    request.headers.update(own)
-    try:
-        yield
-    finally:
-        request.headers = callers
+    ours = callers.copy()
+    ours.update(own)
+    request.headers = ours
+    return callers
+
+
+def _answered(call: Exchange, response: httpx.Response) -> None:
+    call.answered(response.status_code, response.headers.get("retry-after"))
 
 
 @overlay
@@ -58,14 +57,18 @@ class _Client(httpx.Client):
     def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         with Exchange() as call:
             response = super().send(request, **options)
-            call.answered(response.status_code, response.headers.get("retry-after"))
+            guarded(_answered, None, call, response)
             return response
 
     # Private to httpx, and the one place that every request passes, also the second after a redirect. Were it renamed,
     # nothing of ours would leave any more; better than headers that leave for a host nobody has named.
     def _send_single_request(self, request: httpx.Request) -> httpx.Response:
-        with _leaving(request, options_of(self)):
+        callers = guarded(_leaving, None, request, options_of(self))
+        try:
             return super()._send_single_request(request)
+        finally:
+            if callers is not None:
+                request.headers = callers
 
 
 @overlay
@@ -75,12 +78,16 @@ class _AsyncClient(httpx.AsyncClient):
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         with Exchange() as call:
             response = await super().send(request, **options)
-            call.answered(response.status_code, response.headers.get("retry-after"))
+            guarded(_answered, None, call, response)
             return response
 
     async def _send_single_request(self, request: httpx.Request) -> httpx.Response:
-        with _leaving(request, options_of(self)):
+        callers = guarded(_leaving, None, request, options_of(self))
+        try:
             return await super()._send_single_request(request)
+        finally:
+            if callers is not None:
+                request.headers = callers
 
 
 def wrap(client: Any, options: Options) -> Any:

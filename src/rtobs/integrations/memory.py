@@ -13,17 +13,18 @@ Not measured: nothing; it has no network, so a send takes microseconds.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rtobs._hop import handler as handlers
 from rtobs._hop import leaf
 from rtobs._hop.runtime import runtime
+from rtobs._hop.watching import Answer, Ask, Depth
 from rtobs._journey.message import Message as Facts
-from rtobs.integrations._twin import Options, become, options_of, overlay
+from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "memory"
 SUPPORTS = "rtobs.integrations.memory of this version"
@@ -43,12 +44,14 @@ class _Queue:
         default_factory=lambda: asyncio.Queue[Message]()  # noqa: PLW0108  Message is defined below
     )
     unacked: set[int] = field(default_factory=set[int])
+    arrived_ns: dict[int, int] = field(default_factory=dict[int, int])
+    """When each message that is not settled came into it, the oldest first; nanoseconds since the epoch."""
 
 
 class Message:
     """One delivery of one message; settle it with ``ack``, ``nack`` or ``reject``."""
 
-    __slots__ = ("_broker", "body", "dead_reason", "delivery_count", "headers", "id", "queue", "settled")
+    __slots__ = ("_broker", "body", "dead_reason", "delivery_count", "headers", "id", "queue", "release_ns", "settled")
 
     def __init__(  # noqa: PLR0917  made by the broker only
         self, broker: Broker, queue: str, body: bytes, headers: dict[str, Any], number: int, count: int
@@ -62,6 +65,8 @@ class Message:
         """How often it has been delivered, this time included."""
         self.dead_reason = ""
         """Why it is in a dead-letter queue: rejected, expired or limit."""
+        self.release_ns = 0
+        """When its delay was over, nanoseconds since the epoch; 0 = it had none."""
         self.settled = ""
 
     async def ack(self) -> None:
@@ -92,7 +97,10 @@ class Broker:
         found.dead_letter, found.max_deliveries = dead_letter, max_deliveries
 
     def _queue(self, name: str) -> _Queue:
-        return self._queues.setdefault(name, _Queue(name, None, 0))
+        found = self._queues.get(name)
+        if found is None:
+            found = self._queues[name] = _Queue(name, None, 0)
+        return found
 
     def depth(self, queue: str) -> int:
         """Return how many messages wait."""
@@ -110,17 +118,22 @@ class Broker:
         self._later(delay, message)
 
     def _later(self, delay: float, message: Message) -> None:
-        queue = self._queue(message.queue)
         if delay <= 0:
-            queue.ready.put_nowait(message)
+            self._arrive(message)
             return
 
         def arrive() -> None:
             self._timers.discard(timer)
-            queue.ready.put_nowait(message)
+            message.release_ns = runtime.wall_ns()
+            self._arrive(message)
 
         timer = asyncio.get_running_loop().call_later(delay, arrive)
         self._timers.add(timer)
+
+    def _arrive(self, message: Message) -> None:
+        queue = self._queue(message.queue)
+        queue.arrived_ns[message.id] = runtime.wall_ns()
+        queue.ready.put_nowait(message)
 
     async def get(self, queue: str, timeout: float | None = None) -> Message | None:  # noqa: ASYNC109  as clients have it
         """Take the next message, waiting up to *timeout* seconds; None where none came."""
@@ -191,6 +204,7 @@ class Broker:
         message.settled = how
         queue = self._queue(message.queue)
         queue.unacked.discard(message.id)
+        queue.arrived_ns.pop(message.id, None)
         if how == "acked":
             return
         again = Message(self, message.queue, message.body, message.headers, message.id, message.delivery_count + 1)
@@ -217,18 +231,21 @@ class Broker:
 
 def describe(native: Message) -> Facts:
     """Return what one delivery says about itself."""
-    options = options_of(native)
-    broker = native._broker  # noqa: SLF001
-    queue = broker._queue(native.queue)  # noqa: SLF001
-    target = queue.dead_letter or options.dead_letter
-    return Facts(
-        SYSTEM, native.queue, native.headers, address=native.queue, id=str(native.id), native=native,
-        trust=options.trust, carrier=options.carrier, manual=options.manual, delivery_count=native.delivery_count,
-        dead_letter=bool(target) if target or options.dead_letter == "" else None,
-        max_deliveries=queue.max_deliveries or options.max_deliveries, size=len(native.body),
-        # the consumer knows the limit, so it is a consumer that decided, when the limit was reached too
-        dead_cause="decided" if native.dead_reason else "",
-    )  # fmt: skip
+    options, name = options_of(native), native.queue
+    facts = Facts(SYSTEM, name, native.headers, name, str(native.id))
+    facts.native, facts.size, facts.release_ns = native, len(native.body), native.release_ns
+    facts.trust, facts.carrier, facts.manual = options.trust, options.carrier, options.manual
+    facts.delivery_count, facts.max_deliveries = native.delivery_count, options.max_deliveries
+    target = options.dead_letter
+    queue = native._broker._queues.get(name)  # noqa: SLF001
+    if queue is not None:
+        target = queue.dead_letter or target
+        facts.max_deliveries = queue.max_deliveries or options.max_deliveries
+    if target is not None:
+        facts.dead_letter = target != ""
+    if native.dead_reason:  # the consumer knows the limit, so it is a consumer that decided, at the limit too
+        facts.dead_cause = "decided"
+    return facts
 
 
 @overlay
@@ -236,75 +253,88 @@ class _Message(Message):
     __slots__ = ()
 
     async def ack(self) -> None:
-        with leaf.Settle("ack", "acked", describe(self)):
+        with leaf.Settle("ack", "acked", guarded(describe, None, self)):
             await super().ack()
 
     async def nack(self, delay: float = 0.0) -> None:
-        with leaf.Settle("nack", "requeued", describe(self)):
+        with leaf.Settle("nack", "requeued", guarded(describe, None, self)):
             await super().nack(delay)
 
     async def reject(self) -> None:
-        with leaf.Settle("nack", "rejected", describe(self)):
+        with leaf.Settle("nack", "rejected", guarded(describe, None, self)):
             await super().reject()
 
 
-def _handler(handler: Handler, options: Options) -> Handler:
-    """Open a consume hop round a callback, unless it opens one itself."""
-    if hasattr(handler, "__rtobs__"):
-        return handler
-    decorated = hasattr(handler, "__rtobs_consume__")
+def _sent(broker: Broker, queue: str, body: bytes, delay: float) -> Facts:
+    release_ns = runtime.wall_ns() + int(delay * 1e9) if delay > 0 else 0
+    return Facts(
+        SYSTEM, queue, address=queue, carrier=options_of(broker).carrier, size=len(body), release_ns=release_ns
+    )
 
-    @functools.wraps(handler)
-    async def handle(message: Message) -> object:
-        known = become(message, _Message, options)
-        if decorated:
-            result = handler(known)
-            return await result if inspect.isawaitable(result) else result
-        with leaf.Process(describe(known)):
-            result = handler(known)
-            return await result if inspect.isawaitable(result) else result
 
-    handle.__rtobs__ = True  # type: ignore[attr-defined]
-    return handle
+def _received(message: Message, options: Options, begun_ns: int) -> None:
+    leaf.receive([describe(become(message, _Message, options))], begun_ns)
+
+
+def _handed_out(message: Message, options: Options, begun_ns: int) -> Facts:
+    facts = describe(become(message, _Message, options))
+    leaf.receive([facts], begun_ns, span=False)
+    leaf.handed_out(facts)
+    return facts
 
 
 @overlay
 class _Broker(Broker):
     __slots__ = ()
 
-    async def publish(self, queue: str, body: bytes, headers: dict[str, Any] | None = None, **options: Any) -> None:
-        facts = Facts(SYSTEM, queue, address=queue, carrier=options_of(self).carrier, size=len(body))
-        with leaf.Send(facts) as send:
-            await super().publish(queue, body, send.headers(headers), **options)
+    async def publish(
+        self, queue: str, body: bytes, headers: dict[str, Any] | None = None, *, delay: float = 0.0
+    ) -> None:
+        with leaf.Send(guarded(_sent, None, self, queue, body, delay)) as send:
+            await super().publish(queue, body, send.headers(headers), delay=delay)
 
     async def get(self, queue: str, timeout: float | None = None) -> Message | None:  # noqa: ASYNC109  as clients have it
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         message = await super().get(queue, timeout)
         if message is not None:
-            become(message, _Message, options_of(self))
-            leaf.receive([describe(message)], begun)
+            guarded(_received, None, message, options_of(self), begun)
         return message
 
     async def messages(self, queue: str) -> AsyncIterator[Message]:
         while True:
-            begun = runtime.monotonic_ns()
+            begun = leaf.now_ns()
             message = await self._take(queue)
             if message is None:
                 continue
-            facts = describe(become(message, _Message, options_of(self)))
-            leaf.receive([facts], begun, span=False)
-            leaf.handed_out(facts)
+            facts = guarded(_handed_out, None, message, options_of(self), begun)
             try:
                 yield message
             finally:
-                leaf.passed_by(facts)
+                if facts is not None:
+                    leaf.passed_by(facts)
 
     def consume(self, queue: str, handler: Handler, *, prefetch: int = 16) -> Callable[[], None]:
+        options = options_of(self)
         # the broker settles what the handler leaves open, so nothing is settled by hand
-        return super().consume(queue, _handler(handler, options_of(self)), prefetch=prefetch)
+        around = handlers.around(handler, lambda native: describe(become(native, _Message, options)))
+        return super().consume(queue, around, prefetch=prefetch)
+
+
+def depths(client: Broker) -> Ask:
+    """Return how to ask for one queue: what is ready, and what was delivered and is not settled."""
+
+    async def ask(queue: str) -> Answer:
+        waiting = client._queue(queue).arrived_ns  # noqa: SLF001
+        return [Depth(queue, len(waiting), next(iter(waiting.values()), 0))]
+
+    return ask
+
+
+def strains(_client: Broker) -> None:
+    """Return nothing: it takes whatever it is given."""
 
 
 def wrap(client: Broker, options: Options) -> Broker:
     """Instrument one broker: every publish, consume and settlement."""
-    runtime.describers[Message] = describe  # type: ignore[assignment]
+    runtime.register(Message, describe)
     return become(client, _Broker, options)

@@ -10,8 +10,7 @@ no message: it is left alone. One send runs through several methods of the clien
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Sized
 from typing import Any, TypeVar, cast
 
 from nats.aio.client import Client
@@ -19,9 +18,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, PubAck
-from opentelemetry.context import Context, attach, get_current
 
 from rtobs._hop import confirm, handler, leaf
+from rtobs._hop.context import Context, attach, get_current
 from rtobs._hop.runtime import runtime
 from rtobs._journey.message import Message as Facts
 from rtobs._journey.record import Settlement
@@ -112,28 +111,33 @@ class _Client(Client):
 
     async def subscribe(self, subject: str, queue: str = "", cb: Any = None, *args: Any, **options: Any) -> Any:
         source = guarded(_subject_source, None, self, subject)
-        with _apart():
+        around = guarded(_apart, None)
+        try:
             if source is None:
                 return await super().subscribe(subject, queue, cb, *args, **options)
-            subscription = await super().subscribe(subject, queue, _around(cb, source), *args, **options)
+            subscription = await super().subscribe(subject, queue, guarded(_around, cb, cb, source), *args, **options)
             return become(subscription, _Subscription, source)
+        finally:
+            guarded(_back, None, around)
 
     def jetstream(self, **opts: Any) -> Any:
-        return _jetstream(super().jetstream(**opts), options_of(self))
+        context = super().jetstream(**opts)
+        return guarded(_jetstream, context, context, options_of(self))
 
 
 def _subject_source(client: Client, subject: str) -> Options | None:
     return options_of(client).at(_nats.place(subject)) if _is_message(client, subject) else None
 
 
-@contextmanager
-def _apart() -> Generator[None]:
+def _apart() -> Context:
     """Keep the task of a subscription, which lives on, out of the hop that it happens to be made in."""
     around = get_current()
     attach(Context())
-    try:
-        yield
-    finally:
+    return around
+
+
+def _back(around: Context | None) -> None:
+    if around is not None:
         attach(around)
 
 
@@ -255,7 +259,7 @@ class _Messages(AsyncIterator[Msg]):
 
     async def __anext__(self) -> Msg:
         self._let_go()
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         message = await self._inner.__anext__()
         self._last = guarded(_handed_out, None, message, self._source, begun)
         return message
@@ -273,7 +277,7 @@ class _Subscription(Subscription):  # JetStream's push subscriptions are a kind 
     __slots__ = ()
 
     async def next_msg(self, *args: Any, **options: Any) -> Msg:
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         message = await super().next_msg(*args, **options)
         guarded(_received, None, [message], options_of(self), begun)
         return message
@@ -288,7 +292,7 @@ class _PullSubscription(JetStreamContext.PullSubscription):
     __slots__ = ()
 
     async def fetch(self, *args: Any, **options: Any) -> list[Msg]:
-        begun = runtime.monotonic_ns()
+        begun = leaf.now_ns()
         messages = await super().fetch(*args, **options)
         guarded(_received, None, messages, options_of(self), begun)
         return messages
@@ -319,9 +323,9 @@ class _Msg(Msg):
             await super().in_progress()
 
 
-def _settle(message: Msg, operation: str, how: Settlement) -> AbstractContextManager[object]:
+def _settle(message: Msg, operation: str, how: Settlement) -> leaf.Settle:
     facts = guarded(describe, None, message)
-    return leaf.Settle(operation, how, facts) if facts and facts.group else nullcontext()  # only a stream's are settled
+    return leaf.Settle(operation, how, facts if facts and facts.group else None)  # only a stream's are settled
 
 
 def _jetstream(context: JetStreamContext, options: Options) -> JetStreamContext:
@@ -333,7 +337,7 @@ def _jetstream(context: JetStreamContext, options: Options) -> JetStreamContext:
 
 def wrap(client: Wrapped, options: Options) -> Wrapped:
     """Instrument one client, or one JetStream context of it, and what it creates from now on."""
-    runtime.describers[Msg] = describe  # type: ignore[assignment]  # it is looked up by this class
+    runtime.register(Msg, describe)  # it is looked up by this class
     if isinstance(client, Client):
         return become(client, _Client, options)
     if isinstance(client, JetStreamContext):

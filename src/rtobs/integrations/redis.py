@@ -28,7 +28,7 @@ from rtobs.integrations._redis_commands import COMMANDS, Entry, Reader, encoder,
 from rtobs.integrations._redis_depths import depths, strains
 from rtobs.integrations._redis_facts import PUBLISHED, SYSTEM, entry_facts, opened, published_facts
 from rtobs.integrations._redis_pubsub import instrument
-from rtobs.integrations._twin import Options, become, options_of, overlay
+from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 __all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
@@ -70,7 +70,7 @@ class _Redis(redis.Redis):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        command, execute = COMMANDS.get(args[0]), untyped.execute_command
+        command, execute = guarded(COMMANDS.get, None, args[0]), untyped.execute_command
         if command is None:
             return execute(*args, **options)
         return calls.run(self, command, execute, args, options)
@@ -81,7 +81,8 @@ class _Redis(redis.Redis):
 
     def pubsub(self, **options: Any) -> Any:
         untyped: Any = super()
-        return instrument(untyped.pubsub(**options), options_of(self))
+        pubsub = untyped.pubsub(**options)
+        return guarded(instrument, pubsub, pubsub, options_of(self))
 
     def client(self) -> Any:
         untyped: Any = super()
@@ -94,7 +95,7 @@ class _AsyncRedis(redis.asyncio.Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        command, execute = COMMANDS.get(args[0]), untyped.execute_command
+        command, execute = guarded(COMMANDS.get, None, args[0]), untyped.execute_command
         if command is None:
             return await execute(*args, **options)
         return await calls.run_async(self, command, execute, args, options)
@@ -105,7 +106,8 @@ class _AsyncRedis(redis.asyncio.Redis):
 
     def pubsub(self, **options: Any) -> Any:
         untyped: Any = super()
-        return instrument(untyped.pubsub(**options), options_of(self))
+        pubsub = untyped.pubsub(**options)
+        return guarded(instrument, pubsub, pubsub, options_of(self))
 
     def client(self) -> Any:
         untyped: Any = super()
@@ -118,7 +120,7 @@ class _Cluster(redis.RedisCluster):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        command, execute = COMMANDS.get(args[0]), untyped.execute_command
+        command, execute = guarded(COMMANDS.get, None, args[0]), untyped.execute_command
         if command is None:
             return execute(*args, **options)
         return calls.run(self, command, execute, args, options)
@@ -129,7 +131,8 @@ class _Cluster(redis.RedisCluster):
 
     def pubsub(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        return instrument(untyped.pubsub(*args, **options), options_of(self))
+        pubsub = untyped.pubsub(*args, **options)
+        return guarded(instrument, pubsub, pubsub, options_of(self))
 
 
 @overlay
@@ -138,7 +141,7 @@ class _AsyncCluster(redis.asyncio.RedisCluster):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        command, execute = COMMANDS.get(args[0]), untyped.execute_command
+        command, execute = guarded(COMMANDS.get, None, args[0]), untyped.execute_command
         if command is None:
             return await execute(*args, **options)
         return await calls.run_async(self, command, execute, args, options)
@@ -149,7 +152,8 @@ class _AsyncCluster(redis.asyncio.RedisCluster):
 
     def pubsub(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        return instrument(untyped.pubsub(*args, **options), options_of(self))
+        pubsub = untyped.pubsub(*args, **options)
+        return guarded(instrument, pubsub, pubsub, options_of(self))
 
 
 # Pipelines: what is queued leaves at `execute`; after WATCH a command runs at once ------------------------------------
@@ -161,16 +165,16 @@ class _Pipeline(Pipeline):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        command, execute = COMMANDS.get(args[0]), untyped.execute_command
+        command, execute = guarded(COMMANDS.get, None, args[0]), untyped.execute_command
         if command is None:
             return execute(*args, **options)
-        if self.watching and not self.explicit_transaction:
+        if guarded(_is_watching, False, self):  # noqa: FBT003  it is queued, as most are
             return calls.run(self, command, execute, args, options)
         return execute(*calls.queued(self, command, args), **options)
 
     def execute(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        with calls.Batch(self, vars(self)["command_stack"]) as batch:
+        with calls.Batch(self, _stack) as batch:
             return batch.results(untyped.execute(*args, **options))
 
     def annotate_exception(self, exception: Any, number: Any, command: Any) -> None:
@@ -184,21 +188,29 @@ class _AsyncPipeline(AsyncPipeline):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        command, execute = COMMANDS.get(args[0]), untyped.execute_command
+        command, execute = guarded(COMMANDS.get, None, args[0]), untyped.execute_command
         if command is None:
             return execute(*args, **options)
-        if self.watching and not self.explicit_transaction:
+        if guarded(_is_watching, False, self):  # noqa: FBT003  as above
             return calls.run_async(self, command, execute, args, options)
         return execute(*calls.queued(self, command, args), **options)
 
     async def execute(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        with calls.Batch(self, vars(self)["command_stack"]) as batch:
+        with calls.Batch(self, _stack) as batch:
             return batch.results(await untyped.execute(*args, **options))
 
     def annotate_exception(self, exception: Any, number: Any, command: Any) -> None:
         untyped: Any = super()
         untyped.annotate_exception(exception, number, calls.plain(command))
+
+
+def _is_watching(pipeline: Pipeline | AsyncPipeline) -> bool:
+    return bool(pipeline.watching and not pipeline.explicit_transaction)
+
+
+def _stack(pipeline: Any) -> list[Any]:
+    return pipeline.command_stack  # type: ignore[no-any-return]
 
 
 # A cluster's pipelines keep their queue, and whether they watch, in a strategy object; only its class has names for it.
@@ -210,16 +222,16 @@ class _ClusterPipeline(ClusterPipeline):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        command, execute = COMMANDS.get(args[0]), untyped.execute_command
+        command, execute = guarded(COMMANDS.get, None, args[0]), untyped.execute_command
         if command is None:
             return execute(*args, **options)
-        if _runs_at_once(self):
+        if guarded(_runs_at_once, False, self):  # noqa: FBT003  it is queued, as most are
             return calls.run(self, command, execute, args, options)
         return execute(*calls.queued(self, command, args), **options)
 
     def execute(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        with calls.Batch(self, _strategy(self)._command_queue) as batch:  # noqa: SLF001
+        with calls.Batch(self, _command_queue) as batch:
             return batch.results(untyped.execute(*args, **options))
 
 
@@ -229,21 +241,25 @@ class _AsyncClusterPipeline(AsyncClusterPipeline):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        command, execute = COMMANDS.get(args[0]), untyped.execute_command
+        command, execute = guarded(COMMANDS.get, None, args[0]), untyped.execute_command
         if command is None:
             return execute(*args, **options)
-        if _runs_at_once(self):
+        if guarded(_runs_at_once, False, self):  # noqa: FBT003  it is queued, as most are
             return calls.run_async(self, command, execute, args, options)
         return execute(*calls.queued(self, command, args), **options)
 
     async def execute(self, *args: Any, **options: Any) -> Any:
         untyped: Any = super()
-        with calls.Batch(self, _strategy(self)._command_queue) as batch:  # noqa: SLF001
+        with calls.Batch(self, _command_queue) as batch:
             return batch.results(await untyped.execute(*args, **options))
 
 
 def _strategy(pipeline: ClusterPipeline | AsyncClusterPipeline) -> Any:
     return pipeline._execution_strategy  # noqa: SLF001  as above
+
+
+def _command_queue(pipeline: Any) -> list[Any]:
+    return _strategy(pipeline)._command_queue  # type: ignore[no-any-return]  # noqa: SLF001  as above
 
 
 def _runs_at_once(pipeline: ClusterPipeline | AsyncClusterPipeline) -> bool:
@@ -270,11 +286,8 @@ def wrap(client: Client, options: Options) -> Client:
         raise UnsupportedError(
             f"rtobs.wrap: a redis {type(native).__qualname__} sends no messages itself; wrap the client it belongs to"
         )
-    found = encoder(native)
-    if options.envelope and "rtobs".encode(found.encoding) != b"rtobs":
-        raise ConfigError(
-            f"rtobs.wrap: envelope=True needs a client whose encoding contains ASCII; got {found.encoding!r}"
-        )
+    if options.envelope and "rtobs".encode(encoding := encoder(native).encoding) != b"rtobs":
+        raise ConfigError(f"rtobs.wrap: envelope=True needs a client whose encoding contains ASCII; got {encoding!r}")
     if _TRUSTS.index(options.trust) > _TRUSTS.index(_elsewhere.trust):
         _elsewhere = Options(trust=options.trust)
     for kind in (tuple, list, dict, bytes, str):

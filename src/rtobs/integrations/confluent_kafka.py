@@ -1,0 +1,274 @@
+"""confluent-kafka: producers and consumers of every kind it has, through one line each; see ``_kafka`` too.
+
+    producer = rtobs.wrap(Producer({"bootstrap.servers": "localhost"}))
+
+``Producer`` and ``Consumer`` are of C and can become nothing: what comes back stands for them, so use that. Subclasses,
+``SerializingProducer`` and the asyncio clients stay the same objects. Messages are of C too; what is known of one waits
+until a hop takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.aio import AIOConsumer, AIOProducer
+
+from rtobs._hop import confirm, leaf
+from rtobs._hop.batch import Sends
+from rtobs._hop.runtime import runtime
+from rtobs._hop.watching import Answer, Ask
+from rtobs._journey.message import Message as Facts
+from rtobs._journey.message import Trust
+from rtobs.errors import UnsupportedError
+from rtobs.integrations import _confluent_kafka as calls
+from rtobs.integrations import _kafka
+from rtobs.integrations._kafka import SYSTEM
+from rtobs.integrations._kafka_depths import Partition, depth, strains
+from rtobs.integrations._twin import Options, StandIn, become, guarded, options_of, overlay, stand_in
+
+__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+
+SUPPORTS = "confluent-kafka>=2.16,<3"
+
+Client = TypeVar("Client", bound=Producer | Consumer | AIOProducer | AIOConsumer)
+
+_ASK_SECONDS = 4.0
+_BY_HAND = "_rtobs_by_hand"
+"""Set on a consumer once its user has committed: it does not say whether it commits by itself."""
+_TRUSTS: tuple[Trust, ...] = ("trusted", "link", "ignore")
+_elsewhere = Options()
+"""For messages that no wrapped client has handed out: no more trust than the least that ``wrap`` was told to have."""
+
+
+def describe(native: Message) -> Facts | None:
+    """Return what one message says about itself; None for an event of the client's."""
+    return leaf.known(native) or calls.facts_of(native, _elsewhere)
+
+
+def _plain(client: Any, name: str) -> Callable[..., Any]:
+    """Return the client's own method of a client that is wrapped."""
+    if issubclass(type(client), StandIn):
+        return getattr(client.__wrapped__, name)  # type: ignore[no-any-return]
+    over = _Producer if isinstance(client, Producer) else _Consumer
+    return _kafka.own(getattr(super(over, client), name))  # type: ignore[no-any-return]
+
+
+# Sending -------------------------------------------------------------------------------------------------------------
+
+
+def _produce(self: Any, topic: str, *args: Any, **options: Any) -> Any:
+    plain, asked = _plain(self, "produce"), calls.Produce(self, args, options)
+    facts = guarded(_kafka.sent, None, options_of(self), topic, asked["value"], asked["key"], asked["partition"])
+    with confirm.ConfirmedSend(facts) as send:
+        if facts is not None:
+            guarded(asked.report_to, None, send)
+        headers = asked["headers"]
+        carrying = guarded(_kafka.carrying, headers, send, headers)
+        if carrying is not headers:
+            asked["headers"] = carrying
+        try:
+            return plain(topic, *asked.args, **asked.options)
+        except KafkaException as error:
+            if carrying is headers or not calls.is_too_large(error):
+                raise
+        asked["headers"] = guarded(_kafka.carrying, headers, send, headers, 0)  # it is too large with ours
+        return plain(topic, *asked.args, **asked.options)
+
+
+def _produce_batch(self: Any, topic: str, messages: Any, *args: Any, **options: Any) -> Any:
+    with Sends(guarded(_batch, [], options_of(self), topic, messages)):
+        return _plain(self, "produce_batch")(topic, messages, *args, **options)
+
+
+def _batch(options: Options, topic: str, messages: list[dict[str, Any]]) -> list[Facts]:
+    """Return what is known of messages in a batch, which has no room for headers."""
+    found = (_uncarried(options, topic, each.get("value"), each.get("key"), each.get("partition")) for each in messages)
+    return [facts for facts in found if facts is not None]
+
+
+def _uncarried(options: Options, topic: str, value: Any, key: Any, partition: Any) -> Facts | None:
+    if options.carrier:
+        leaf.uncarried()
+    return _kafka.sent(replace(options, carrier=False), topic, value, key, partition)
+
+
+@overlay
+class _Producer(Producer):
+    produce, produce_batch = _produce, _produce_batch
+
+
+class _ProducerStandIn(StandIn):
+    __slots__ = ()
+    produce, produce_batch = _produce, _produce_batch
+
+
+@overlay
+class _AIOProducer(AIOProducer):
+    __slots__ = ()
+
+    async def produce(self, topic: str, value: Any = None, key: Any = None, *args: Any, **options: Any) -> Any:
+        partition = options.get("partition")
+        with confirm.ConfirmedSend(guarded(_uncarried, None, options_of(self), topic, value, key, partition)) as send:
+            future = await super().produce(topic, value, key, *args, **options)
+            send.until(future, lambda found: _kafka.stored(send, found.partition(), found.offset()))
+            return future
+
+
+# Consuming -----------------------------------------------------------------------------------------------------------
+
+
+def _came(client: object, messages: Sequence[Message], begun_ns: int) -> None:
+    options = replace(options_of(client), manual=getattr(client, _BY_HAND, False))
+    found = [facts for facts in (calls.facts_of(message, options) for message in messages) if facts is not None]
+    for facts in found:
+        leaf.handed_out(facts)
+    leaf.receive(found, begun_ns)
+
+
+def _covered(client: object, args: tuple[Any, ...], options: dict[str, Any]) -> Facts | None:
+    object.__setattr__(client, _BY_HAND, True)
+    return calls.covered(args, options)
+
+
+def _noted(client: object, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Note what is settled by the commit that the client makes next."""
+    facts = _covered(client, args, options)
+    if facts is not None:
+        leaf.settled("acked", facts)
+
+
+def _poll(self: Any, *args: Any, **options: Any) -> Any:
+    begun = leaf.now_ns()
+    message = _plain(self, "poll")(*args, **options)
+    if message is not None:
+        guarded(_came, None, self, [message], begun)
+    return message
+
+
+def _consume(self: Any, *args: Any, **options: Any) -> Any:
+    begun = leaf.now_ns()
+    messages = _plain(self, "consume")(*args, **options)
+    guarded(_came, None, self, messages, begun)
+    return messages
+
+
+def _commit(self: Any, *args: Any, **options: Any) -> Any:
+    with _kafka.settling(guarded(_covered, None, self, args, options)):
+        return _plain(self, "commit")(*args, **options)
+
+
+def _store_offsets(self: Any, *args: Any, **options: Any) -> None:
+    _plain(self, "store_offsets")(*args, **options)
+    guarded(_noted, None, self, args, options)
+
+
+def _seek(self: Any, partition: TopicPartition) -> None:
+    _plain(self, "seek")(partition)
+    guarded(_sought, None, partition)
+
+
+def _sought(partition: TopicPartition) -> None:
+    _kafka.sought((partition.topic, partition.partition), partition.offset)
+
+
+@overlay
+class _Consumer(Consumer):
+    poll, consume, commit, store_offsets, seek = _poll, _consume, _commit, _store_offsets, _seek
+
+
+class _ConsumerStandIn(StandIn):
+    __slots__ = (_BY_HAND,)
+    poll, consume, commit, store_offsets, seek = _poll, _consume, _commit, _store_offsets, _seek
+
+
+@overlay
+class _AIOConsumer(AIOConsumer):
+    __slots__ = ()
+
+    async def poll(self, *args: Any, **options: Any) -> Any:
+        begun = leaf.now_ns()
+        message = await super().poll(*args, **options)
+        if message is not None:
+            guarded(_came, None, self, [message], begun)
+        return message
+
+    async def consume(self, *args: Any, **options: Any) -> Any:
+        begun = leaf.now_ns()
+        messages = await super().consume(*args, **options)
+        guarded(_came, None, self, messages, begun)
+        return messages
+
+    async def commit(self, *args: Any, **options: Any) -> Any:
+        with _kafka.settling(guarded(_covered, None, self, args, options)):
+            return await super().commit(*args, **options)
+
+    async def store_offsets(self, *args: Any, **options: Any) -> Any:
+        found = await super().store_offsets(*args, **options)
+        guarded(_noted, None, self, args, options)
+        return found
+
+    async def seek(self, partition: TopicPartition, *args: Any, **options: Any) -> Any:
+        found = await super().seek(partition, *args, **options)
+        guarded(_sought, None, partition)
+        return found
+
+
+# Watching ------------------------------------------------------------------------------------------------------------
+
+
+def depths(client: object) -> Ask:
+    """Return how to ask for one topic; the client, a consumer, may be asked from any thread."""
+    consumer: Any = getattr(client, "_consumer", client)  # an asyncio client's own; it hands on one call at a time
+    if not isinstance(consumer, Consumer):
+        raise UnsupportedError(
+            f"rtobs.integrations.watch: a {type(client).__qualname__} knows no group; give a consumer"
+        )
+
+    def ask(topic: str) -> Answer:
+        numbers = consumer.list_topics(topic, _ASK_SECONDS).topics[topic].partitions
+        if not numbers:
+            raise LookupError(f"the broker knows no topic {topic!r}")
+        found: list[Partition] = []
+        for place in consumer.committed([TopicPartition(topic, number) for number in numbers], _ASK_SECONDS):
+            begin, end = consumer.get_watermark_offsets(TopicPartition(topic, place.partition), _ASK_SECONDS)
+            found.append(Partition(begin, end, place.offset if place.offset >= 0 else None))
+        return depth(topic, found, from_begin=False)
+
+    return ask
+
+
+# Wrapping ------------------------------------------------------------------------------------------------------------
+
+
+def _group(client: Any) -> str:
+    return calls.group_of(client.consumer_group_metadata())
+
+
+def wrap(client: Client, options: Options) -> Client:
+    """Instrument one producer or consumer; in place of one of C itself comes back what stands for it."""
+    global _elsewhere  # noqa: PLW0603  it holds for the process
+    runtime.register(Message, describe)
+    if _TRUSTS.index(options.trust) > _TRUSTS.index(_elsewhere.trust):
+        _elsewhere = Options(trust=options.trust)
+    if isinstance(client, AIOProducer):
+        return become(client, _AIOProducer, options)
+    if isinstance(client, Producer):
+        made: Any = stand_in(client, _ProducerStandIn, options) if _is_c(client) else become(client, _Producer, options)
+        return cast("Client", made)
+    consumer: Any = getattr(client, "_consumer", client)
+    if not isinstance(consumer, Consumer):
+        raise UnsupportedError(
+            f"rtobs.wrap: a {type(client).__qualname__} cannot be wrapped; give a producer or a consumer"
+        )
+    options = replace(options, group=guarded(_group, "", consumer))
+    if isinstance(client, AIOConsumer):
+        return become(client, _AIOConsumer, options)
+    made = stand_in(client, _ConsumerStandIn, options) if _is_c(client) else become(client, _Consumer, options)
+    return cast("Client", made)
+
+
+def _is_c(client: object) -> bool:
+    return not hasattr(client, "__dict__")
