@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # Installs and starts the brokers that the tests talk to, where they do not answer yet:
-# RabbitMQ on 5672, Redis on 6379, NATS with JetStream on 4222. All of them listen on 127.0.0.1 only.
-# Installs Prometheus too, which the tests start themselves. Does nothing where all is there. Knows Debian and Ubuntu; elsewhere it says what to do.
+# RabbitMQ on 5672, Redis on 6379, NATS with JetStream on 4222, Mosquitto on 1883. All of them listen on 127.0.0.1 only.
+# Installs Prometheus and Alertmanager too, which the tests start themselves. Does nothing where all is there. Knows Debian and Ubuntu; elsewhere it says what to do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 SECONDS_TO_START=60
 
-declare -A PORT=([rabbitmq]=5672 [redis]=6379 [nats]=4222)
-declare -A PACKAGE=([rabbitmq]=rabbitmq-server [redis]=redis-server [nats]=nats-server)
-declare -A PROGRAM=([rabbitmq]=/usr/sbin/rabbitmq-server [redis]=/usr/bin/redis-server [nats]=/usr/sbin/nats-server)
+declare -A PORT=([rabbitmq]=5672 [redis]=6379 [nats]=4222 [mosquitto]=1883)
+declare -A PACKAGE=([rabbitmq]=rabbitmq-server [redis]=redis-server [nats]=nats-server [mosquitto]=mosquitto)
+declare -A PROGRAM=(
+    [rabbitmq]=/usr/sbin/rabbitmq-server [redis]=/usr/bin/redis-server [nats]=/usr/sbin/nats-server
+    [mosquitto]=/usr/sbin/mosquitto
+)
 
 answers() {
     timeout 1 bash -c "exec 3<>/dev/tcp/127.0.0.1/$1" 2>/dev/null
@@ -31,6 +34,12 @@ start() {
         mkdir -p "$store"
         setsid nats-server --addr 127.0.0.1 --port 4222 --jetstream --store_dir "$store" --log "$store/log" \
             </dev/null >/dev/null 2>&1 &
+        ;;
+    mosquitto)
+        local settings=/var/lib/mosquitto/rtobs-test.conf # of its own: the packaged one allows nobody in
+        mkdir -p "${settings%/*}"
+        printf 'listener 1883 127.0.0.1\nallow_anonymous true\n' >"$settings"
+        mosquitto -d -c "$settings"
         ;;
     esac
 }
@@ -58,27 +67,28 @@ install() {
 }
 
 silent=()
-for broker in rabbitmq redis nats; do
+for broker in rabbitmq redis nats mosquitto; do
     answers "${PORT[$broker]}" || silent+=("$broker")
 done
 
 # Tests that stop and kill a broker start one of their own, so the program has to be there besides the open port.
-for broker in rabbitmq nats; do
+for broker in rabbitmq nats mosquitto; do
     if [ ${#silent[@]} -eq 0 ] && [ ! -x "${PROGRAM[$broker]}" ]; then
         echo "All brokers answer. The program ${PACKAGE[$broker]} is not installed: tests that stop it will be skipped." >&2
     fi
 done
-prometheus=present
-command -v prometheus >/dev/null || prometheus=missing
-if [ ${#silent[@]} -eq 0 ] && [ "$prometheus" = present ]; then
-    echo "RabbitMQ, Redis and NATS answer on 127.0.0.1."
+programs=() # the program only: each test starts one of its own
+command -v prometheus >/dev/null && command -v promtool >/dev/null || programs+=(prometheus)
+command -v amtool >/dev/null || programs+=(prometheus-alertmanager)
+if [ ${#silent[@]} -eq 0 ] && [ ${#programs[@]} -eq 0 ]; then
+    echo "RabbitMQ, Redis, NATS and Mosquitto answer on 127.0.0.1."
     exit 0
 fi
 
 if [ ${#silent[@]} -eq 0 ] && { ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; }; then
     if command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then exec sudo -n bash "$PWD/brokers.sh"; fi
-    echo "RabbitMQ, Redis and NATS answer on 127.0.0.1. The program prometheus is not installed, and cannot be without" \
-        "root on Debian or Ubuntu: tests that run it will be skipped." >&2
+    echo "RabbitMQ, Redis, NATS and Mosquitto answer on 127.0.0.1. Not installed, and cannot be without root on Debian or Ubuntu:" \
+        "${programs[*]}. Tests that run it will be skipped." >&2
     exit 0
 fi
 
@@ -86,13 +96,13 @@ if ! command -v apt-get >/dev/null; then
     echo "No answer on 127.0.0.1 from: ${silent[*]}." >&2
     echo "This script installs brokers on Debian and Ubuntu only. Elsewhere, with Docker:" >&2
     echo "    docker compose -f examples/stack/compose.yaml up --detach --wait" >&2
-    echo "or install RabbitMQ, Redis and NATS (with JetStream) your usual way, on their usual ports." >&2
+    echo "or install RabbitMQ, Redis, NATS (with JetStream) and Mosquitto your usual way, on their usual ports." >&2
     echo "The tests need no more than that, and skip what does not answer." >&2
     exit 1
 fi
 
 if [ "$(id -u)" -ne 0 ]; then
-    echo "Installing and starting ${silent[*]} needs root; asking sudo." >&2
+    echo "Installing and starting ${silent[*]} ${programs[*]} needs root; asking sudo." >&2
     if ! command -v sudo >/dev/null; then
         echo "There is no sudo. Run this as root: bash examples/stack/brokers.sh" >&2
         exit 1
@@ -105,7 +115,7 @@ missing=()
 for broker in "${silent[@]}"; do
     [ -x "${PROGRAM[$broker]}" ] || missing+=("${PACKAGE[$broker]}")
 done
-[ "$prometheus" = present ] || missing+=(prometheus) # the program only: each test starts one of its own
+missing+=("${programs[@]}")
 if [ ${#missing[@]} -gt 0 ]; then
     echo "Installing ${missing[*]} …"
     install "${missing[@]}"
@@ -125,4 +135,4 @@ for broker in "${silent[@]}"; do
         sleep 0.3
     done
 done
-echo "RabbitMQ, Redis and NATS answer on 127.0.0.1."
+echo "RabbitMQ, Redis, NATS and Mosquitto answer on 127.0.0.1."

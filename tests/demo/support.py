@@ -54,6 +54,18 @@ def counter(
     return request
 
 
+def gauge(name: str, series: Sequence[tuple[Mapping[str, str], float]], *, instance: str = "one"):
+    """Return a request with one gauge."""
+    request = ExportMetricsServiceRequest()
+    resource = request.resource_metrics.add()
+    resource.resource.attributes.extend(pairs({"service.name": "api", "service.instance.id": instance}))
+    metric = resource.scope_metrics.add().metrics.add(name=name)
+    for labels, value in series:
+        point = metric.gauge.data_points.add(as_double=value)
+        point.attributes.extend(pairs(labels))
+    return request
+
+
 def histogram(
     name: str, series: Sequence[tuple[Mapping[str, str], Sequence[int]]], *, bounds: Sequence[float] = BOUNDS,
     instance: str = "one", kind: int = CUMULATIVE,
@@ -132,6 +144,12 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 def children(pid: int) -> list[int]:
     """Return the process ids of a process's children."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
+def sabotage(folder: Path, code: str) -> dict[str, str]:
+    """Return the environment in which every process of the demo runs *code* first."""
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
 
 def demo(*arguments: str, **environment: str) -> dict[str, Any]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import rtobs.cli
-from rtobs.demo import brokers
-from rtobs.demo.options import UsageError
+from rtobs.demo import brokers, ports
+from rtobs.demo.options import Options, UsageError
 from tests.demo.support import children, command
 
 RTOBS = [sys.executable, "-m", "rtobs.cli"]
@@ -32,11 +34,21 @@ RTOBS = [sys.executable, "-m", "rtobs.cli"]
         (["--seconds", "0"], "--seconds 0", "give 1 to 3600"),
         (["--seconds", "nan"], "--seconds nan", "give 1 to 3600"),
         (["--rate", "1e9"], "--rate 1e+09", "give 1 to 500"),
-        (["--broker", "rabbit"], "--broker 'rabbit'", "amqp://localhost"),
+        (["--broker", "rabbit"], "--broker 'rabbit'", "amqp://localhost, redis://localhost or nats://localhost"),
+        (["--broker", "kafka://localhost"], "--broker 'kafka://localhost'", "amqp://localhost, redis://localhost"),
         (["--broker", "amqp://me:secret@:1"], "--broker 'amqp://:1'", "amqp://localhost"),
         (["--broker", "amqp://host:99999"], "--broker 'amqp://host:99999'", "amqp://localhost"),
         (["--otlp", "localhost:4317"], "--otlp 'localhost:4317'", "http://localhost:4318"),
         (["--seconds", "many"], "'many' is not a number", "give one such as 20"),
+        (["--prometheus", "65536"], "--prometheus 65536", "give a port from 1 to 65535"),
+        (
+            ["--prometheus", "65532", "--broker", "nats://localhost"],
+            "--prometheus 65532",
+            "give a port from 1 to 65531",
+        ),
+        (["--fault-after", "20"], "--fault-after 20", "give 0 or more, and less than the 20 seconds of the run"),
+        (["--slo", "nowhere.yaml"], "--slo nowhere.yaml", "give the path of a declaration"),
+        (["--prometheus", "metrics"], "'metrics' is not a whole number", "give one such as"),
         (["--seed", "1.5"], "'1.5' is not a whole number", "give one such as 1"),
         (["--colour", "red"], "--colour", "--help"),
     ],
@@ -79,12 +91,36 @@ def test_missing_extras(monkeypatch, capsys, extra):
     assert 'pip install "rtobs[tools]"' in rtobs.cli.INSTALL
 
 
-def test_a_missing_client_library(monkeypatch):
-    """Without aio-pika a run over RabbitMQ is refused with the line that installs it."""
+@pytest.mark.parametrize(
+    ("address", "install"),
+    [
+        ("amqp://localhost", "pip install aio-pika"),
+        ("rediss://localhost", "pip install redis"),
+        ("NATS://localhost", "pip install nats-py"),
+    ],
+)
+def test_a_missing_client_library(monkeypatch, address, install):
+    """Without its client library a run over a broker is refused with the line that installs it."""
     monkeypatch.setattr(brokers.importlib.util, "find_spec", lambda name: None)
     brokers.check_client("memory")
-    with pytest.raises(UsageError, match="pip install aio-pika"):
-        brokers.check_client("amqp://localhost")
+    with pytest.raises(UsageError, match=install):
+        brokers.check_client(address)
+
+
+def test_prometheus_that_cannot_work(monkeypatch):
+    """--prometheus is refused where a port is taken or the extra is missing, and says which and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = command("demo", "--prometheus", str(port))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"port {port} cannot be used (Address already in use)" in done.stderr
+        assert "give another" in done.stderr
+        with pytest.raises(UsageError, match=rf"port [0-9]+ cannot .* takes {port - 2} to {port + 2}, one for each"):
+            ports.check_ports(Options(broker="redis://localhost", prometheus=port - 2))
+    monkeypatch.setattr(ports.importlib.util, "find_spec", lambda name: None)
+    ports.check_ports(Options())
+    with pytest.raises(UsageError, match=r'pip install "rtobs\[prometheus\]"'):
+        ports.check_ports(Options(prometheus=port))
 
 
 @pytest.mark.slow
@@ -186,10 +222,59 @@ def test_a_broken_run():
     assert "Run the demo again" in err
 
 
-def test_a_broker_that_is_down():
-    """Where no broker answers, the run ends with 1 and names the address, without its password."""
-    done = command("demo", "--json", "--broker", "amqp://me:secret@127.0.0.1:1/")
+@pytest.fixture(scope="module")
+def unusable():
+    """What is said of addresses where no such broker is, all asked side by side: (scheme, what is there) -> output."""
+
+    def hang_up(listener):
+        while True:
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.close()
+                continue
+            return
+
+    with socket.create_server(("127.0.0.1", 0)) as mute, socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=hang_up, args=(other,), daemon=True).start()
+        there = {"nobody": 1, "mute": mute.getsockname()[1], "other": other.getsockname()[1]}
+        asked = [(scheme, what) for scheme in ("amqp", "redis", "nats") for what in there]
+        with ThreadPoolExecutor(len(asked)) as pool:
+            yield dict(
+                zip(
+                    asked,
+                    pool.map(
+                        lambda one: command(
+                            "demo", "--json", "--broker", f"{one[0]}://me:secret@127.0.0.1:{there[one[1]]}"
+                        ),
+                        asked,
+                    ),
+                    strict=True,
+                )
+            )
+        other.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "name"), [("amqp", "RabbitMQ"), ("redis", "Redis"), ("nats", "NATS")], ids=lambda one: one
+)
+@pytest.mark.parametrize("what", ["nobody", "mute", "other"])
+def test_a_broker_that_is_not_there(unusable, scheme, name, what):
+    """Where nobody listens, nobody answers or another server does, the run ends with 1 and names the address."""
+    done = unusable[scheme, what]
     assert (done.returncode, done.stdout) == (1, "")
-    assert "Check that a broker answers at amqp://127.0.0.1:1/" in done.stderr
+    assert f"Check that {name} answers at {scheme}://127.0.0.1:" in done.stderr
     assert "secret" not in done.stderr
-    assert json.dumps("Traceback") not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 6, done.stderr
+
+
+@pytest.mark.slow
+def test_nats_without_jetstream(own_nats):
+    """A NATS server without JetStream is told apart, with the option that switches it on."""
+    own_nats.stop()
+    own_nats.start("jetstream: disabled")
+    done = command("demo", "--json", "--broker", own_nats.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "start nats-server with --jetstream" in done.stderr

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
 import jsonschema
 import pytest
 
+from rtobs.demo.options import CHANNELS
 from rtobs.demo.receiver import Receiver
 from rtobs.demo.telemetry import Telemetry
-from tests.demo.support import command, demo
+from tests.demo.support import command, demo, sabotage
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +97,16 @@ def test_a_slow_consumer_makes_its_own_queue_wait(runs):
     assert channels["ticket"]["longest_wait_seconds"] > 1
 
 
+def test_the_view_knows_queues_and_workers(runs):
+    """The slow consumer's queue grows old and its worker is full; without a fault nothing piles up."""
+    slow, healthy = runs["slow-consumer"]["queues"], runs["healthy-1"]["queues"]
+    assert set(slow) == set(healthy) == {"notifications", *(f"deliver.{channel}" for channel in CHANNELS)}
+    assert slow["deliver.ticket"]["oldest_age_seconds"] > 1
+    assert slow["deliver.ticket"]["deepest"] > 10
+    assert slow["deliver.ticket"]["busy"] > 0.5 > max(queue["busy"] for queue in healthy.values())
+    assert not any(queue["estimated"] for queue in (*slow.values(), *healthy.values()))
+
+
 def test_an_expired_token_is_final(runs):
     """After the token has expired deliveries are rejected at once, without another try."""
     run = runs["expired-token"]
@@ -149,12 +159,6 @@ def test_a_dead_collector_is_told_and_does_no_harm():
     assert done.returncode == 0
     assert json.loads(done.stdout)["unaccounted"] == 0
     assert "could not be passed on to http://127.0.0.1:9" in done.stderr
-
-
-def sabotage(folder, code):
-    """Return the environment in which every process of the demo runs *code* first."""
-    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
-    return {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
 
 @pytest.mark.timeout(60)

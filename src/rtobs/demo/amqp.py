@@ -9,29 +9,33 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 import aio_pika
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import AMQPError
 
 import rtobs
+from rtobs.demo.brokers import DEAD, FORGOTTEN_AFTER, WATCH_SECONDS, Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
+    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue, AbstractRobustConnection
     from pamqp.common import FieldTable
 
-CONNECT_SECONDS: Final = 10.0
-FORGOTTEN_AFTER: Final = 600_000
-"""Milliseconds after which RabbitMQ deletes a queue that nobody uses: for runs that could not tidy up."""
+    from rtobs.demo.brokers import Handler
+
+CONNECT_SECONDS: Final = 5.0
+"""The client goes on trying for longer if it is merely cancelled."""
 
 
 class AmqpBroker:
     """See `brokers.Broker`."""
 
+    errors = (AMQPError, OSError)
+
     def __init__(
-        self, address: str, run: str, queues: Sequence[str], outside: Sequence[str], delays: Sequence[float]
+        self, address: str, prefix: str, queues: Sequence[str], outside: Sequence[str], delays: Sequence[float]
     ) -> None:
         self._address = address
-        self._prefix = f"rtobs-demo-{run}."
+        self._prefix = prefix
         self._queues = queues
         self._outside = outside
         self._delays = sorted(delays)
@@ -42,13 +46,15 @@ class AmqpBroker:
     async def open(self, *, declare: bool) -> None:
         """Connect twice: the platform's own connection is wrapped, the outside world's is not."""
         self._declares = declare
-        dead = self._prefix + "dead"
+        dead = self._prefix + DEAD
         own = rtobs.wrap(await self._connect(), dead_letter=dead)
         outside = await self._connect()
         self._channel: AbstractChannel = await own.channel()
         self._outside_channel: AbstractChannel = await outside.channel()
         if declare:
             await self._declare(dead)
+            watched = [self._prefix + queue for queue in self._queues]
+            self._watch = rtobs.integrations.watch(own, watched, interval=WATCH_SECONDS)
         self._waits = {delay: await self._outside_channel.get_exchange(self._wait(delay)) for delay in self._delays}
 
     async def send(self, queue: str, payload: dict[str, Any], *, delay: float = 0.0) -> None:
@@ -61,12 +67,16 @@ class AmqpBroker:
             exchange = self._channel.default_exchange
         await exchange.publish(message, routing_key=self._prefix + queue)
 
-    async def consume(self, queue: str, handler: Callable[[Any], Awaitable[None]], concurrency: int) -> None:
-        """Consume on a channel of its own, so that the queue has its own prefetch."""
+    async def consume(self, queue: str, handler: Handler, concurrency: int) -> None:
+        """Consume on a channel of its own, so that the queue has its own prefetch, which is also known as its slots."""
+
+        async def take(message: AbstractIncomingMessage) -> None:
+            await handler(Delivery(message, message.body, message.ack, message.reject))
+
         channel = await self._connections[0].channel()
         await channel.set_qos(prefetch_count=concurrency)
         source = await channel.get_queue(self._prefix + queue)
-        self._consumers.append((source, await source.consume(handler)))
+        self._consumers.append((source, await source.consume(take)))
 
     async def send_outside(self, queue: str, payload: dict[str, Any]) -> None:
         """Publish without a trace of ours."""
@@ -92,7 +102,8 @@ class AmqpBroker:
     async def close(self) -> None:
         """Delete what this process declared, and disconnect."""
         if self._declares:
-            for name in [*self._queues, *self._outside, "dead", *(f"wait.{delay:g}" for delay in self._delays)]:
+            self._watch.stop()
+            for name in [*self._queues, *self._outside, DEAD, *(f"wait.{delay:g}" for delay in self._delays)]:
                 await self._outside_channel.queue_delete(self._prefix + name)
             for delay in self._delays:
                 await self._outside_channel.exchange_delete(self._wait(delay))
@@ -106,7 +117,7 @@ class AmqpBroker:
 
     async def _declare(self, dead: str) -> None:
         channel = self._outside_channel
-        expires: FieldTable = {"x-expires": FORGOTTEN_AFTER}
+        expires: FieldTable = {"x-expires": int(FORGOTTEN_AFTER * 1000)}
         await channel.declare_queue(dead, arguments=expires)
         for name in self._queues:
             to_dead: FieldTable = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}

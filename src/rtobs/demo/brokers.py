@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
-from rtobs.demo.options import UsageError
+from rtobs.demo.options import BROKERS, RABBITMQ, REDIS, Kind, UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+AGAIN_AFTER: Final = 5.0
+"""Seconds after which a message whose worker has fallen silent is given to another one, where a broker counts them."""
+FORGOTTEN_AFTER: Final = 600.0
+"""Seconds after which a broker forgets what a run that could not tidy up has left, where it can."""
+DEAD: Final = "dead"
+"""The queue of dead letters."""
+WATCH_SECONDS: Final = 0.5
+"""Pause between two questions about a queue."""
 
 
-class Incoming(Protocol):
-    """A message as handlers see it; the clients' own objects have this shape."""
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One delivery of one message, whatever the broker."""
 
-    @property
-    def body(self) -> bytes:
-        """The payload."""
-        ...
+    native: Any
+    """What the client handed out: what `rtobs.consume` is to be told."""
+    body: bytes
+    ack: Callable[[], Awaitable[object]]
+    """Tell the broker that it is done."""
+    reject: Callable[[], Awaitable[object]]
+    """Give it up: it becomes a dead letter."""
+    later: Callable[[float], Awaitable[object]] | None = None
+    """Have the same message delivered again after so many seconds; None where only a copy can be sent."""
+    count: int = 1
+    """How often it has been delivered, where `later` is what makes it come again."""
 
-    async def ack(self) -> None:
-        """Tell the broker that it is done."""
-        ...
 
-    async def reject(self) -> None:
-        """Give it back, for its dead-letter queue."""
-        ...
+Handler = Callable[[Delivery], Awaitable[None]]
 
 
 class Broker(Protocol):
-    """A place where messages wait. Queue names are the platform's; the broker makes them unique per run."""
+    """A place where messages wait. Queue names are the platform's; the broker makes them unique per run.
+
+    Depth and age of what is consumed are measured, by whichever process it is done best in.
+    """
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What it raises where it does not answer, or is no such broker."""
+        ...
 
     async def open(self, *, declare: bool) -> None:
         """Connect; one process of the run declares the queues, and deletes them in `close`."""
@@ -39,7 +59,7 @@ class Broker(Protocol):
         """Put *payload* into *queue*, after *delay* seconds (one of `roles.BACKOFF`, or longer)."""
         ...
 
-    async def consume(self, queue: str, handler: Callable[[Any], Awaitable[None]], concurrency: int) -> None:
+    async def consume(self, queue: str, handler: Handler, concurrency: int) -> None:
         """Call *handler* with each message, at most *concurrency* at a time."""
         ...
 
@@ -66,15 +86,29 @@ def check_client(address: str) -> None:
     Raises:
         UsageError: says what to install.
     """
-    if address != "memory" and importlib.util.find_spec("aio_pika") is None:
-        raise UsageError("--broker amqp://… needs aio-pika, which is not installed. Run: pip install aio-pika")
+    if address == "memory":
+        return
+    client = kind(address).client
+    if importlib.util.find_spec(kind(address).module) is None:
+        shown = f"{urlsplit(address).scheme}://…"
+        raise UsageError(f"--broker {shown} needs {client}, which is not installed. Run: pip install {client}")
+
+
+def kind(address: str) -> Kind:
+    """Return what kind of broker *address* names; it is not ``memory``."""
+    return BROKERS[urlsplit(address).scheme]
+
+
+def prefix(run: str) -> str:
+    """Return what the names of all queues of one run begin with, on every broker that outlives the run."""
+    return f"rtobs-demo-{run}."
 
 
 def make(address: str, run: str, queues: Sequence[str], outside: Sequence[str], delays: Sequence[float]) -> Broker:
     """Return the broker that *address* names.
 
     Args:
-        address: ``memory`` or ``amqp://…``.
+        address: ``memory``, or an address with one of the schemes in ``BROKERS``.
         run: makes queue names unique.
         queues: instrumented queues, each with a dead-letter queue.
         outside: queues of the world outside.
@@ -84,6 +118,14 @@ def make(address: str, run: str, queues: Sequence[str], outside: Sequence[str], 
         from rtobs.demo.memory import MemoryBroker
 
         return MemoryBroker(queues)
-    from rtobs.demo.amqp import AmqpBroker
+    if kind(address) is RABBITMQ:
+        from rtobs.demo.amqp import AmqpBroker
 
-    return AmqpBroker(address, run, queues, outside, delays)
+        return AmqpBroker(address, prefix(run), queues, outside, delays)
+    if kind(address) is REDIS:
+        from rtobs.demo.redis_streams import RedisBroker
+
+        return RedisBroker(address, prefix(run), queues, outside)
+    from rtobs.demo.jetstream import JetStreamBroker
+
+    return JetStreamBroker(address, prefix(run), queues)

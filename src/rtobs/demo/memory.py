@@ -7,16 +7,20 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import rtobs
+from rtobs.demo.brokers import DEAD, WATCH_SECONDS, Delivery
 from rtobs.integrations.memory import Broker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-DEAD = "dead"
+    from rtobs.demo.brokers import Handler
+    from rtobs.integrations.memory import Message
 
 
 class MemoryBroker:
     """See `brokers.Broker`."""
+
+    errors = ()
 
     def __init__(self, queues: Sequence[str]) -> None:
         self._queues = queues
@@ -35,9 +39,15 @@ class MemoryBroker:
         """Publish."""
         await self._broker.publish(queue, json.dumps(payload).encode(), delay=delay)
 
-    async def consume(self, queue: str, handler: Callable[[Any], Awaitable[None]], concurrency: int) -> None:
+    async def consume(self, queue: str, handler: Handler, concurrency: int) -> None:
         """Consume with *concurrency* handlers at a time."""
-        self._stops.append(self._broker.consume(queue, handler, prefetch=concurrency))
+
+        async def take(message: Message) -> None:
+            await handler(Delivery(message, message.body, message.ack, message.reject))
+
+        self._stops.append(self._broker.consume(queue, take, prefetch=concurrency))
+        watch = rtobs.integrations.watch(self._broker, [queue], interval=WATCH_SECONDS, slots=concurrency)
+        self._stops.append(watch.stop)
 
     async def send_outside(self, queue: str, payload: dict[str, Any]) -> None:
         """Hand over without a broker: the world outside is not instrumented."""

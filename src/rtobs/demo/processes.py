@@ -23,10 +23,12 @@ from rtobs.demo.options import BrokenRunError
 from rtobs.demo.summary import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 READY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 15.0
+LEAVE_SECONDS: Final = 5.0
+"""How long processes of a run that broke may take to tidy up behind them."""
 EXPORT_MILLISECONDS: Final = 500
 REPLACEMENTS: Final = 3
 """Killed processes that are replaced in one run; more are a broken run."""
@@ -37,6 +39,8 @@ class _Child:
     role: str
     popen: subprocess.Popen[str]
     errors: IO[bytes]
+    port: int
+    """Where Prometheus may scrape it; 0 = nowhere."""
     said: queue.Queue[str] = field(default_factory=queue.Queue[str])
     done: bool = False
     """The child said that it has sent all its messages."""
@@ -48,6 +52,17 @@ class _Child:
             with contextlib.suppress(OSError, ValueError):
                 self.popen.stdin.write(line + "\n")
                 self.popen.stdin.flush()
+
+    @property
+    def metrics(self) -> str:
+        """The address that Prometheus may scrape; empty = none."""
+        return f"http://127.0.0.1:{self.port}/metrics" if self.port else ""
+
+    def leave(self) -> None:
+        """Tell the child that nobody listens any more; it ends by itself."""
+        if self.popen.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.popen.stdin.close()
 
     def listen(self) -> None:
         """Read what the child says, until it ends."""
@@ -69,11 +84,13 @@ class Platform:
     Args:
         endpoint: OTLP/HTTP endpoint all processes export to.
         config: plain values each process gets.
+        ports: where Prometheus may scrape each process, in the order of their start; 0 = it may not.
     """
 
-    def __init__(self, endpoint: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, endpoint: str, config: Mapping[str, Any], ports: Iterable[int]) -> None:
         self._config = dict(config)
         self._endpoint = endpoint
+        self._ports = iter(ports)
         self._running: list[_Child] = []
         self._gone: list[_Child] = []
         self._started = 0
@@ -81,7 +98,7 @@ class Platform:
     @property
     def processes(self) -> list[Process]:
         """All processes that took part, with how those that ended early did so."""
-        return [Process(one.role, one.popen.pid, one.ended) for one in [*self._gone, *self._running]]
+        return [Process(one.role, one.popen.pid, one.ended, one.metrics) for one in [*self._gone, *self._running]]
 
     def start(self, *roles: str) -> None:
         """Start one process for each role and wait until all are ready.
@@ -89,11 +106,7 @@ class Platform:
         Raises:
             BrokenRunError: one ended instead, or took too long.
         """
-        children = [self._spawn(role) for role in roles]
-        self._running += children
-        deadline = time.monotonic() + READY_SECONDS
-        for child in children:
-            self._await_ready(child, deadline)
+        self._await_ready([self._spawn(role, next(self._ports)) for role in roles])
 
     def go(self) -> None:
         """Let all begin."""
@@ -117,8 +130,9 @@ class Platform:
                     "Run the demo again; with --broker, check that the broker stays up."
                 )
             child.ended += " and was replaced"
-            self.start(child.role)
-            self._running[-1].tell("go")
+            replacement = self._spawn(child.role, child.port)
+            self._await_ready([replacement])
+            replacement.tell("go")
 
     def sent_everything(self) -> bool:
         """Tell whether the processes that make messages have made all of theirs."""
@@ -151,9 +165,14 @@ class Platform:
             raise BrokenRunError(f"{trouble}\nThe counts of this run may be incomplete; run the demo again.")
 
     def close(self) -> None:
-        """Leave no process behind, whatever happened before."""
+        """Leave no process behind, whatever happened before, and nothing of theirs if they can help it."""
         for child in self._running:
-            if child.popen.poll() is None:
+            child.leave()
+        deadline = time.monotonic() + LEAVE_SECONDS
+        for child in self._running:
+            try:
+                child.popen.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
                 child.popen.kill()
                 child.popen.wait()
         for child in [*self._gone, *self._running]:
@@ -163,7 +182,7 @@ class Platform:
                     with contextlib.suppress(OSError):
                         pipe.close()
 
-    def _spawn(self, role: str) -> _Child:
+    def _spawn(self, role: str, port: int) -> _Child:
         self._started += 1
         name = f"{role}-{self._started}"
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`, read before
@@ -173,18 +192,22 @@ class Platform:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=self._environment(role, name),
+            env=self._environment(role, name, port),
             # Ctrl-C is the observer's: it ends the platform in order
             start_new_session=True,
         )
-        child = _Child(role, popen, errors)
+        child = _Child(role, popen, errors, port)
+        self._running.append(child)
         threading.Thread(target=child.listen, name=f"listen-{name}", daemon=True).start()
         child.tell(json.dumps(self._config | {"name": name}))
         return child
 
-    def _environment(self, role: str, name: str) -> dict[str, str]:
+    def _environment(self, role: str, name: str, port: int) -> dict[str, str]:
         """The caller's environment without its telemetry settings, which would send the demo's data elsewhere."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PYTEST_"))}
+        others = ("OTEL_", "PROMETHEUS_", "PYTEST_")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
+        if port:
+            kept |= {"OTEL_METRICS_EXPORTER": "otlp,prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
         interval = str(EXPORT_MILLISECONDS)
         return kept | {
             "OTEL_EXPORTER_OTLP_ENDPOINT": self._endpoint,
@@ -199,18 +222,18 @@ class Platform:
             "no_proxy": "127.0.0.1",
         }
 
-    def _await_ready(self, child: _Child, deadline: float) -> None:
-        while True:
+    def _await_ready(self, children: Iterable[_Child]) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        for child in children:
             try:
-                line = child.said.get(timeout=max(0.0, deadline - time.monotonic()))
+                while (line := child.said.get(timeout=max(0.0, deadline - time.monotonic()))) not in ("ready", ""):
+                    pass
             except queue.Empty:
                 raise BrokenRunError(
                     f"The {child.role} process was not ready after {READY_SECONDS:g} s. "
                     f"It said:\n{child.last_words()}\n"
                     "Run the demo again on a machine with less load."
                 ) from None
-            if line == "ready":
-                return
             if not line:
                 child.popen.wait()
                 raise BrokenRunError(

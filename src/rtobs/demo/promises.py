@@ -16,8 +16,9 @@ from rtobs.demo.endings import RETRIED, settled
 if TYPE_CHECKING:
     from rtobs.demo.telemetry import Span
 
-PATIENCE: Final = 5.0
-"""Seconds of silence after which a message is no longer taken to be on its way; more where longer waits were seen."""
+PATIENCE: Final = 10.0
+"""Seconds of silence after which a message is no longer taken to be on its way; more where longer waits were seen.
+Longer than a broker takes to give a killed worker's messages to another one."""
 
 ENDED_KEPT: Final = 100_000
 """Ended deliveries that are remembered, so that a span which arrives late does not open them again."""

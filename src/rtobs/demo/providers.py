@@ -70,6 +70,8 @@ class Fault:
     rate: float
     shares: int = 1
     """Processes among which the target's work, and so its provider's allowance, is divided."""
+    after: float = 0.0
+    """Seconds for which all is well before it begins, all at once; 0 = it grows from the start."""
 
     def hits(self, channel: str) -> str:
         """Return the fault's name if it is this channel's, else an empty string."""
@@ -120,23 +122,29 @@ class Provider:
             raise RefusedError(410)
         if luck.random() < TRANSIENT:
             raise RefusedError(503)
-        if self._hit == "schema-drift" and luck.random() < self._drift():
+        if self.broken == "schema-drift" and luck.random() < self._drift():
             # The partner's new release renamed a field of its answer, and creates nothing when called the old way.
             return {"status": "accepted", "reference": f"{self.channel}-{message['id']}"}
         self._write_truth(message, "took")
         return {"status": "accepted", "id": f"{self.channel}-{message['id']}"}
 
+    @property
+    def broken(self) -> str:
+        """The fault that this provider's channel has by now; empty where all is well."""
+        return self._hit if time.monotonic() - self._begun >= self._fault.after else ""
+
     def _progress(self) -> float:
         return min(1.0, (time.monotonic() - self._begun) / self._fault.seconds)
 
     def _drift(self) -> float:
-        """Share of the partner's servers that run its new release: it is being rolled out."""
-        return 0.15 + 0.5 * self._progress()
+        """Share of the partner's servers that run its new release: it is being rolled out, or was at once."""
+        return 1.0 if self._fault.after else 0.15 + 0.5 * self._progress()
 
     def _refuse_by_fault(self) -> None:
-        if self._hit == "expired-token" and self._progress() > 0.3:  # noqa: PLR2004 - when the token expires
+        broken = self.broken
+        if broken == "expired-token" and (self._fault.after or self._progress() > 0.3):  # noqa: PLR2004 - when it expires
             raise RefusedError(401)
-        if self._hit == "rate-limit":
+        if broken == "rate-limit":
             now = time.monotonic()
             allowed = 0.6 * self._fault.arrivals
             self._allowance = min(max(1.0, allowed), self._allowance + (now - self._counted_at) * allowed)

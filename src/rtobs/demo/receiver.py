@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import queue
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -181,6 +182,11 @@ class _Server(ThreadingHTTPServer):
     # a thread of a connection that an exporter keeps open must not hold up the end of the demo
     daemon_threads = True
     block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a process that was killed while it was connected; the observer tells what became of it."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,6 +6,7 @@ This is application code as a user of rtobs would write it; it knows nothing of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -15,7 +16,7 @@ from rtobs.demo.options import CHANNELS
 from rtobs.demo.providers import PROFILES, Provider, RefusedError, UnexpectedAnswerError
 
 if TYPE_CHECKING:
-    from rtobs.demo.brokers import Broker, Incoming
+    from rtobs.demo.brokers import Broker, Delivery
     from rtobs.demo.providers import Fault
 
 INBOX: Final = "notifications"
@@ -82,14 +83,12 @@ class Router:
         """Begin to read the inbox."""
         await self._broker.consume(INBOX, self.route, CONCURRENCY)
 
-    @rtobs.consume(INBOX, message="message")
-    async def route(self, message: Incoming) -> None:
+    async def route(self, message: Delivery) -> None:
         """Normalize, enrich and fan out one notification."""
-        with self._at_work:
-            await self._route(message)
+        with self._at_work, rtobs.consume(INBOX, message.native) as hop:
+            await self._route(message, hop)
 
-    async def _route(self, message: Incoming) -> None:
-        hop = rtobs.current()
+    async def _route(self, message: Delivery, hop: rtobs.Hop) -> None:
         with rtobs.stage("normalize"):
             payload: dict[str, Any] = json.loads(message.body)
         compare(payload)
@@ -116,7 +115,8 @@ class Connector:
         self._seed = seed
         self._at_work = InFlight()
         slow = fault.hits(channel) == "slow-consumer"
-        self._concurrency = 1 if slow else CONCURRENCY
+        self._concurrency = 1 if slow and not fault.after else CONCURRENCY
+        self._turn = asyncio.Lock()
         # A consumer that keeps up with only a part of what arrives: its queue grows as long as messages come.
         self._handling = max(0.01, 1.0 / (0.6 * fault.arrivals) - PROFILES[channel].seconds) if slow else 0.0
 
@@ -126,19 +126,20 @@ class Connector:
 
     async def start(self) -> None:
         """Begin to read the channel's queue."""
-        handle = rtobs.consume(outbox(self._channel), message="message")(self.handle)
-        await self._broker.consume(outbox(self._channel), handle, self._concurrency)
+        await self._broker.consume(outbox(self._channel), self.handle, self._concurrency)
 
-    async def handle(self, message: Incoming) -> None:
+    async def handle(self, message: Delivery) -> None:
         """Try to deliver one message; put it back, with a growing pause, where another try may help."""
-        with self._at_work:
-            await self._handle(message)
+        with self._at_work, rtobs.consume(outbox(self._channel), message.native):
+            slow = self.provider.broken == "slow-consumer"
+            async with self._turn if slow else contextlib.nullcontext():  # one at a time from now on
+                await self._handle(message, slow=slow)
 
-    async def _handle(self, message: Incoming) -> None:
+    async def _handle(self, message: Delivery, *, slow: bool) -> None:
         payload: dict[str, Any] = json.loads(message.body)
         compare(payload)
-        tries = payload["tries"] = payload["tries"] + 1
-        if self._handling:
+        tries = payload["tries"] = payload["tries"] + message.count
+        if slow:
             with rtobs.stage("look_up_customer"):
                 await asyncio.sleep(self._handling)
         try:
@@ -162,15 +163,19 @@ class Connector:
                     DEVICES, {"id": payload["id"], "channel": self._channel, "token": hop.receipt_token()}
                 )
 
-    async def _again(self, message: Incoming, payload: dict[str, Any], tries: int, pause: float) -> None:
+    async def _again(self, message: Delivery, payload: dict[str, Any], tries: int, pause: float) -> None:
         hop = rtobs.current()
         if tries >= TRIES:
             hop.outcome(rtobs.Outcome.DEAD_LETTERED, "tries_used_up")
             await message.reject()
             return
         hop.outcome(rtobs.Outcome.RETRIED)  # said before the copy leaves, so that it is numbered as the next attempt
+        delay = max(BACKOFF[tries - 1], pause)
+        if message.later is not None:
+            await message.later(delay)
+            return
         with rtobs.publish(outbox(self._channel), channel=self._channel, key=payload["user"]):
-            await self._broker.send(outbox(self._channel), payload, delay=max(BACKOFF[tries - 1], pause))
+            await self._broker.send(outbox(self._channel), payload, delay=delay)
         await message.ack()
 
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.live import Live
 
 from rtobs.demo import summary, view
-from rtobs.demo.options import CONNECTOR_PROCESSES, BrokenRunError
+from rtobs.demo.brokers import prefix
+from rtobs.demo.options import BrokenRunError
 from rtobs.demo.processes import Platform
 from rtobs.demo.receiver import Forwarder, Receiver
 from rtobs.demo.story import Story
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from rtobs.demo.options import Options
 
-ROLES: Final = ("router", *["connectors"] * CONNECTOR_PROCESSES, "clients")
-"""Processes beside the API with a real broker; the deliveries are shared."""
 REFRESH: Final = 0.25
 QUIET: Final = 1.5
 """Seconds without any news after which nothing is taken to be on its way any more: several export intervals."""
@@ -39,11 +38,12 @@ def run(options: Options, *, as_json: bool = False) -> int:
         options: what to run.
         as_json: print one JSON object at the end, and nothing else.
     """
-    story = Story()
+    token = secrets.token_hex(4)
+    story = Story(prefix(token))
     forwarder = Forwarder(options.otlp) if options.otlp else None
     with Receiver(story.telemetry, forwarder) as receiver:
-        config = asdict(options) | {"run": secrets.token_hex(4), "wire_key": secrets.token_hex(32)}
-        platform = Platform(receiver.endpoint, config)
+        config = asdict(options) | {"run": token, "wire_key": secrets.token_hex(32)}
+        platform = Platform(receiver.endpoint, config, options.ports)
         try:
             _observe(story, platform, options, live=not as_json and sys.stdout.isatty())
             platform.stop()
@@ -84,11 +84,13 @@ def _observe(story: Story, platform: Platform, options: Options, *, live: bool) 
 
 
 def _start(platform: Platform, options: Options) -> None:
-    if options.broker == "memory":
-        platform.start("platform")
-    else:
-        platform.start("api")  # it declares the queues that the others read
-        platform.start(*ROLES)
+    first, *others = options.roles
+    platform.start(first)  # it declares the queues that the others read
+    platform.start(*others)
+    if options.prometheus:
+        print("rtobs demo: Prometheus can scrape, while this runs:", file=sys.stderr)
+        for one in platform.processes:
+            print(f"  {one.metrics}  {one.role}", file=sys.stderr)
     platform.go()
 
 
@@ -118,7 +120,7 @@ def _watch(story: Story, platform: Platform, options: Options, refresh: Callable
                     "Give a smaller --rate, or check the broker."
                 )
             continue
-        refresh(f"all messages sent, waiting for {identity.open} deliveries")
+        refresh(f"all sent, {identity.open} deliveries still to come")
         if (identity.open == 0 and now - news_at >= QUIET) or now - sent_at >= DRAIN:
             return
 

@@ -16,6 +16,7 @@ from rtobs._conventions import Attribute
 from rtobs._journey.outcome import proven_step
 from rtobs.demo.endings import bad_endings
 from rtobs.demo.promises import Promises
+from rtobs.demo.queues import Queue, Queues
 from rtobs.demo.suspect import (
     BACKGROUND,
     FEWEST_BAD,
@@ -26,15 +27,13 @@ from rtobs.demo.suspect import (
     find_suspect,
     surprise,
 )
-from rtobs.demo.telemetry import Histogram, Telemetry
+from rtobs.demo.telemetry import WINDOW, Histogram, Telemetry
 
 if TYPE_CHECKING:
     from rtobs.demo.telemetry import Span
 
 PROMISE: Final = 1.0
 """Seconds from creation within which a delivery counts as on time; a bound of the end-to-end histogram."""
-WINDOW: Final = 10.0
-"""Seconds that "recent" means in the view."""
 TRIES_KEPT: Final = 10_000
 """Tries that wait for the span of the handling they belong to."""
 LOST: Final = "correlation_lost"
@@ -70,6 +69,8 @@ class Channel:
     """Median wait in the channel's queue, seconds."""
     longest_wait: float
     displayed: int
+    queue: Queue | None
+    """The queue that its messages wait in; None where it is not watched."""
 
     @property
     def on_time(self) -> float | None:
@@ -94,13 +95,17 @@ class Tenant:
 class Story:
     """Asks one `Telemetry` store; made before the store, which it watches.
 
+    Args:
+        prefix: what names of queues begin with on a broker that several runs share.
+
     Example:
         ``story = Story(); Receiver(story.telemetry)``
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
         self.promises = Promises()
         self.telemetry = Telemetry(self._watch)
+        self._queues = Queues(self.telemetry, prefix)
         self._waits: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
         self._longest: defaultdict[str, float] = defaultdict(float)
         self._readings: deque[tuple[float, dict[str, Histogram]]] = deque(maxlen=64)
@@ -153,7 +158,7 @@ class Story:
         steady = min([now.unaccounted, *self._unaccounted])
         return replace(now, open=now.open + now.unaccounted - steady, unaccounted=steady)
 
-    # the three questions
+    # the questions
 
     def channels(self) -> list[Channel]:
         """Answer "are deliveries delayed?" by channel."""
@@ -161,6 +166,7 @@ class Story:
         before = self._reading_before(time.monotonic() - WINDOW)
         outcomes = self._outcomes()
         displayed = self._displayed()
+        queues = {self._queue_channel.get(queue.name): queue for queue in self.queues()}
         with self.telemetry.lock:
             waits = {channel: statistics.median(seen) for channel, seen in self._waits.items()}
         return [
@@ -172,9 +178,14 @@ class Story:
                 waits.get(name, 0.0),
                 self._longest.get(name, 0.0),
                 displayed.get(name, 0),
+                queues.get(name),
             )
             for name in sorted(set(now) | set(outcomes))
         ]
+
+    def queues(self) -> list[Queue]:
+        """Answer "do messages pile up?" by queue."""
+        return self._queues.all()
 
     def connectors(self) -> list[Connector]:
         """Answer "which connector is failing?" with the tries of each."""
@@ -229,6 +240,7 @@ class Story:
         """Take a reading for the recent window; call it about once a second."""
         self._unaccounted.append(self.identity().unaccounted)
         self._readings.append((time.monotonic(), self._end_to_end()))
+        self._queues.tick()
 
     # inside
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from rtobs.demo import timeline
 from rtobs.demo.story import PROMISE
@@ -12,8 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rtobs.demo.options import Options
+    from rtobs.demo.queues import Age, Queue
     from rtobs.demo.story import Channel, Identity, Story, Tenant
     from rtobs.demo.suspect import Connector, Suspect
+
+
+MANY: Final = 10
+"""Messages that wait, from which a queue is said to pile up where its broker tells no ages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,8 @@ class Process:
     pid: int
     ended: str = ""
     """How it ended if it did before it was told to; empty = as it should."""
+    metrics: str = ""
+    """The address that Prometheus could scrape; empty = none."""
 
 
 def as_json(story: Story, options: Options, processes: Sequence[Process]) -> dict[str, Any]:
@@ -38,7 +45,7 @@ def as_json(story: Story, options: Options, processes: Sequence[Process]) -> dic
         "rate": options.rate,
         "seed": options.seed,
         "broker": options.broker_shown,
-        "processes": [{"role": one.role, "pid": one.pid, "ended": one.ended} for one in processes],
+        "processes": [asdict(one) for one in processes],
         "journeys": story.journeys(),
         "consumed": story.consumed(),
         "compared": story.compared(),
@@ -49,6 +56,7 @@ def as_json(story: Story, options: Options, processes: Sequence[Process]) -> dic
         "unaccounted": identity.unaccounted,
         "inferred": identity.inferred,
         "failing": None if suspect is None else _suspect_json(suspect),
+        "queues": {queue.name: _queue_json(queue) for queue in story.queues()},
         "channels": {channel.name: _channel_json(channel) for channel in story.channels()},
         "connectors": [_connector_json(one) for one in story.connectors()],
         "tenants": {tenant.name: _tenant_json(tenant) for tenant in story.tenants()},
@@ -65,6 +73,7 @@ def as_text(story: Story, processes: Sequence[Process]) -> list[str]:
     lines = [*opening(story.identity(), story.journeys(), story.consumed(), story.lost_correlation_ids()), ""]
     lines += [f"{one.role} (process {one.pid}) {one.ended}." for one in processes if one.ended]
     lines += ["Are deliveries delayed?", *(f"  {sentence}" for sentence in delays(channels)), ""]
+    lines += ["Do messages pile up?", *(f"  {sentence}" for sentence in piles(story.queues())), ""]
     lines += [
         "Which connector is failing?",
         *(f"  {sentence}" for sentence in failing(suspect, story.connectors())),
@@ -109,6 +118,45 @@ def delays(channels: Sequence[Channel]) -> list[str]:
             f"queue wait {duration(channel.wait)}, at most {duration(channel.longest_wait)}."
         )
     return sentences
+
+
+def piles(queues: Sequence[Queue]) -> list[str]:
+    """Say how much has waited at most, and how busy those were that handle it; the longest wait first."""
+    known = sorted(queues, key=lambda one: -one.oldest.seconds if one.oldest else 0.0)
+    return [f"{one.name}: {_most(one)}{_busy(one.busy_overall)}." for one in known] or ["No broker was asked."]
+
+
+def piling(queues: Sequence[Queue]) -> str:
+    """Say in a sentence which queue piles up now, or that none does."""
+    asked = [one for one in queues if one.age is not None]
+    if not asked:
+        return "Not known yet."
+    worst = max(asked, key=lambda one: (piles_up(one), one.age is not None and one.age.seconds, one.depth or 0))
+    messages = many(worst.depth or 0, "message")
+    if piles_up(worst):
+        return f"{worst.name}: {messages}{_since(worst.age)}{_busy(worst.busy)}."
+    shares = [one.busy for one in queues if one.busy is not None]
+    busiest = f"; workers at most {percent(max(shares))} busy" if shares else ""
+    if worst.age is not None and not worst.age.estimated:
+        return f"No: nothing is older than {age(worst.age)} ({worst.name}){busiest}."
+    return f"No: at most {messages} ({worst.name}){busiest}."
+
+
+def piles_up(queue: Queue) -> bool:
+    """Tell whether messages that wait break the promise of time already, or are many where no age is told."""
+    if queue.age is None:
+        return False
+    return late(queue.age) or (queue.age.estimated and (queue.depth or 0) >= MANY)
+
+
+def late(found: Age | None) -> bool:
+    """Tell whether an age breaks the promise of time."""
+    return found is not None and found.seconds > PROMISE
+
+
+def age(found: Age) -> str:
+    """Return an age as people write it; one that the broker does not tell is marked as an estimate."""
+    return ("~" if found.estimated else "") + duration(found.seconds)
 
 
 def failing(suspect: Suspect | None, connectors: Sequence[Connector]) -> list[str]:
@@ -172,6 +220,36 @@ def _suspect_json(suspect: Suspect) -> dict[str, Any]:
         "of": suspect.of,
         "background": round(suspect.background, 4),
         "sentence": sentence(suspect),
+    }
+
+
+def _most(queue: Queue) -> str:
+    if queue.deepest is None:
+        return "not asked about"
+    if not queue.deepest:
+        return "nothing was seen to wait"
+    return f"at most {many(queue.deepest, 'message')}{_since(queue.oldest)}"
+
+
+def _since(found: Age | None) -> str:
+    """Say how old the oldest message is; an estimate may be far too low, and says nothing but that it is no shorter."""
+    if found is None:
+        return ""
+    if not found.estimated:
+        return f", the oldest for {age(found)}"
+    return f", not fewer for {age(found)}" if late(found) else ""
+
+
+def _busy(share: float | None) -> str:
+    return "" if share is None else f"; workers {percent(share)} busy"
+
+
+def _queue_json(queue: Queue) -> dict[str, Any]:
+    return {
+        "deepest": queue.deepest,
+        "oldest_age_seconds": None if queue.oldest is None else queue.oldest.seconds,
+        "estimated": queue.oldest is not None and queue.oldest.estimated,
+        "busy": queue.busy_overall,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 import threading
+import time
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,10 @@ JOURNEYS_KEPT: Final = 2000
 PINNED_KEPT: Final = 200
 EVENTS_KEPT: Final = 5000
 IDS_KEPT: Final = 1_000_000
+WINDOW: Final = 10.0
+"""Seconds that "recent" means in the view."""
+FRESH_SECONDS: Final = 5.0
+"""How long a gauge of a process that tells nothing any more is taken to be true: several export intervals."""
 
 
 @dataclass(slots=True)
@@ -141,11 +146,13 @@ class Telemetry:
         self._homeless: dict[str, list[Span]] = {}
         self._counters: defaultdict[str, dict[tuple[str, Labels], float]] = defaultdict(dict)
         self._histograms: defaultdict[str, dict[tuple[str, Labels], Histogram]] = defaultdict(dict)
+        self._gauges: defaultdict[str, dict[str, tuple[float, dict[Labels, float]]]] = defaultdict(dict)
+        self._peaks: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
 
     # what comes in
 
     def absorb_metrics(self, request: ExportMetricsServiceRequest) -> None:
-        """Take in the points of sums and histograms; gauges are not needed here."""
+        """Take in the points of sums, histograms and gauges."""
         with self.lock:
             for resource in request.resource_metrics:
                 _, instance = self._emitter(resource.resource.attributes)
@@ -159,6 +166,8 @@ class Telemetry:
                             delta = metric.histogram.aggregation_temporality == DELTA
                             for bucket in metric.histogram.data_points:
                                 self._absorb_histogram(metric.name, instance, bucket, delta=delta)
+                        elif metric.HasField("gauge"):
+                            self._absorb_gauge(metric.name, instance, metric.gauge.data_points)
 
     def absorb_traces(self, request: ExportTraceServiceRequest) -> None:
         """Take in spans and file them under their journey."""
@@ -179,7 +188,8 @@ class Telemetry:
                             failed=item.status.code == item.status.STATUS_CODE_ERROR,
                             attributes=_attributes(item.attributes),
                         )
-                        self._file(span)
+                        if span.hop != "receive":  # a fetch brings messages of many journeys, and is part of none
+                            self._file(span)
 
     def absorb_logs(self, request: ExportLogsServiceRequest) -> None:
         """Take in log events."""
@@ -221,6 +231,21 @@ class Telemetry:
                     merged[tuple(have.get(label, "") for label in by)].add(histogram.bounds, histogram.counts)
         return dict(merged)
 
+    def gauges(self, name: str) -> dict[Labels, float]:
+        """Return what gauge *name* is now by its labels: the highest of the processes that still tell."""
+        oldest = time.monotonic() - FRESH_SECONDS
+        found: dict[Labels, float] = {}
+        with self.lock:
+            for told_at, readings in self._gauges[name].values():
+                for labels, value in readings.items() if told_at >= oldest else ():
+                    found[labels] = max(value, found.get(labels, value))
+        return found
+
+    def peaks(self, name: str) -> dict[Labels, float]:
+        """Return the highest reading that gauge *name* ever had, by its labels."""
+        with self.lock:
+            return dict(self._peaks[name])
+
     def pin(self, correlation_id: str) -> None:
         """Hold a journey for the story at the end, however many come after it."""
         with self.lock:
@@ -249,7 +274,7 @@ class Telemetry:
         return service, instance
 
     def _absorb_sum(self, name: str, instance: str, point: NumberDataPoint, *, delta: bool) -> None:
-        value = point.as_double if point.HasField("as_double") else float(point.as_int)
+        value = _number(point)
         series = self._counters[name]
         key = instance, _labels(point.attributes)
         series[key] = series.get(key, 0.0) + value if delta else value
@@ -260,6 +285,14 @@ class Telemetry:
         if not delta or key not in series:
             series[key] = Histogram()
         series[key].add(point.explicit_bounds, point.bucket_counts)
+
+    def _absorb_gauge(self, name: str, instance: str, points: Iterable[NumberDataPoint]) -> None:
+        """Keep what one process tells now, in place of all that it told before: series may have ended."""
+        readings = {_labels(point.attributes): _number(point) for point in points}
+        self._gauges[name][instance] = time.monotonic(), readings
+        peaks = self._peaks[name]
+        for labels, value in readings.items():
+            peaks[labels] = max(value, peaks.get(labels, value))
 
     def _file(self, span: Span) -> None:
         correlation_id = span.text(Attribute.CORRELATION_ID)
@@ -278,13 +311,26 @@ class Telemetry:
             self.correlation_ids.add(_packed(correlation_id))
         pinned = self.pinned.get(correlation_id)
         spans = self.journeys.setdefault(correlation_id, pinned if pinned is not None else [])
-        spans.append(span)
+        if not _add(spans, span):
+            return
         if len(self.journeys) > JOURNEYS_KEPT:
             _, evicted = self.journeys.popitem(last=False)
             for old in evicted:
                 self._trace_journey.pop(old.trace_id, None)
         if self._watch is not None:
             self._watch(span)
+
+
+def _add(spans: list[Span], span: Span) -> bool:
+    """Add a span to its journey's, unless it is a copy; an exported one takes the place of one that was rebuilt."""
+    rebuilt = Attribute.RECONSTRUCTED in span.attributes
+    for place, known in enumerate(spans):
+        if known.span_id == span.span_id and (rebuilt or Attribute.RECONSTRUCTED in known.attributes):
+            if not rebuilt:
+                spans[place] = span
+            return False
+    spans.append(span)
+    return True
 
 
 def _first_link(links: Sequence[SpanProto.Link]) -> bytes:
@@ -305,6 +351,10 @@ def _value(value: AnyValue) -> Value:
         return ", ".join(str(_value(item)) for item in value.array_value.values)
     plain = getattr(value, kind) if kind is not None else ""
     return plain if isinstance(plain, (str, int, float, bool)) else ""
+
+
+def _number(point: NumberDataPoint) -> float:
+    return point.as_double if point.HasField("as_double") else float(point.as_int)
 
 
 def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Value]:

@@ -59,6 +59,10 @@ class Tale:
     rows: tuple[Row, ...]
     said: tuple[str, ...]
     """What its log events said, in order."""
+    rebuilt: int = 0
+    """Spans that nobody exported; they were rebuilt."""
+    ledger_bytes: int = 0
+    """Bytes inside the message that they were rebuilt from."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the story as plain JSON values."""
@@ -76,7 +80,9 @@ def tell(telemetry: Telemetry, correlation_id: str) -> Tale | None:
     rows = tuple(_row(span, by_id.get(span.parent_id), begin, _depth(span, by_id)) for span in order)
     tenant = next((span.text(Attribute.TENANT) for span in spans if span.text(Attribute.TENANT)), "")
     said = tuple(_sentence(event, begin) for event in telemetry.journey_events(correlation_id))
-    return Tale(correlation_id, tenant, _headline(spans), rows, said)
+    rebuilt = sum(Attribute.RECONSTRUCTED in span.attributes for span in spans)
+    ledger_bytes = int(max(span.number(Attribute.LEDGER_BYTES) or 0 for span in spans))
+    return Tale(correlation_id, tenant, _headline(spans), rows, said, rebuilt, ledger_bytes)
 
 
 def choose_failed(telemetry: Telemetry, suspect: Suspect | None) -> Tale | None:
@@ -128,6 +134,11 @@ def lines(tale: Tale) -> list[str]:
         offset, took = f"+{_span_of_time(row.offset)}", _span_of_time(row.seconds)
         waited = "" if row.waited is None else _span_of_time(row.waited)
         text.append(f"  {offset:>9}  {what:<{width}}  {took:>8}  {waited:>8}  {_facts(row)}".rstrip())
+    if tale.rebuilt:
+        text.append(
+            f"  The head had not sampled it: {tale.rebuilt} spans were rebuilt from {tale.ledger_bytes} bytes that "
+            "travelled inside the message."
+        )
     if tale.said:
         text.append("  its log events:")
         text += [f"    {sentence}" for sentence in tale.said]
@@ -149,7 +160,8 @@ def _row(span: Span, parent: Span | None, begin: int, depth: int) -> Row:
         attempt=int(attempt) if hop == "consume" else None,
         channel=span.text(Attribute.CHANNEL),
         provider=span.text(Attribute.PROVIDER),
-        outcome=outcome or ("failed" if span.failed else "ok"),
+        outcome=outcome
+        or ("failed" if span.failed else "rebuilt" if Attribute.RECONSTRUCTED in span.attributes else "ok"),
         category=span.text(Attribute.ERROR_CATEGORY),
         reason=span.text(Attribute.REASON),
     )

@@ -1,4 +1,4 @@
-"""The live view in a terminal: three questions, each with its figures and a plain answer."""
+"""The live view in a terminal: questions, each with its figures and a plain answer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rtobs.demo.story import PROMISE, WINDOW
-from rtobs.demo.summary import affected, duration, failing, percent
+from rtobs.demo.story import PROMISE
+from rtobs.demo.summary import affected, age, duration, failing, late, percent, piles_up, piling
+from rtobs.demo.telemetry import WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
 
+    from rtobs.demo.queues import Queue
     from rtobs.demo.story import Channel, Identity, Story
     from rtobs.demo.suspect import Connector, Suspect
 
@@ -24,17 +26,19 @@ if TYPE_CHECKING:
 def render(story: Story, title: str, state: str) -> RenderableType:
     """Return the whole view for this moment; it fits a terminal of 80 columns and 24 lines."""
     suspect, connectors, tenants = story.suspect(), story.connectors(), story.tenants()
+    queues = story.queues()
     return Group(
         Text.assemble((title, "bold"), "   ", (state, "dim")),
         _promises(story.journeys(), story.steady_identity()),
-        Text(),
         _heading("Are deliveries delayed?"),
         _channels(story.channels()),
+        _heading("Do messages pile up?"),
+        _answer(piling(queues), alarming=any(map(piles_up, queues))),
         _heading("Which connector is failing?"),
         _answer(failing(suspect, connectors)[0], alarming=suspect is not None),
         _connectors(connectors, suspect),
         _heading("Is one tenant affected?"),
-        *(_answer(line, alarming=any(one.affected for one in tenants)) for line in affected(tenants)),
+        _answer(" ".join(affected(tenants)), alarming=any(one.affected for one in tenants)),
     )
 
 
@@ -67,23 +71,29 @@ def _indented(table: Table) -> RenderableType:
 
 
 def _channels(channels: Sequence[Channel]) -> RenderableType:
-    table = _table(
-        "channel", "delivered", "on time", "p50", "p95", f"p95 {WINDOW:g} s", f"promise {PROMISE:g} s", "wait"
-    )
+    table = _table("channel", "ok", "on time", f"p95 {WINDOW:g} s", f"{PROMISE:g} s", "wait", "depth", "oldest", "busy")
     for channel in channels:
         recent = channel.recent.quantile(0.95)
-        late = recent is not None and recent > PROMISE
+        broken = recent is not None and recent > PROMISE
+        queue = channel.queue
         table.add_row(
             channel.name,
             str(channel.outcomes.get("ok", 0)),
             "–" if channel.on_time is None else percent(channel.on_time),
-            _seconds(channel.times.quantile(0.5)),
-            _seconds(channel.times.quantile(0.95)),
-            _seconds(recent),
-            Text("–" if recent is None else "late" if late else "kept", style="bold red" if late else "green"),
+            "–" if recent is None else duration(recent),
+            Text("–" if recent is None else "late" if broken else "kept", style="bold red" if broken else "green"),
             duration(channel.wait),
+            *(_queue(queue) if queue is not None else ("–", "–", "–")),
         )
     return _indented(table)
+
+
+def _queue(queue: Queue) -> tuple[str, Text, str]:
+    return (
+        "–" if queue.depth is None else str(queue.depth),
+        Text("–" if queue.age is None else age(queue.age), style="bold red" if late(queue.age) else ""),
+        "–" if queue.busy is None else percent(queue.busy),
+    )
 
 
 def _connectors(connectors: Sequence[Connector], suspect: Suspect | None) -> RenderableType:
@@ -101,7 +111,3 @@ def _connectors(connectors: Sequence[Connector], suspect: Suspect | None) -> Ren
             style="bold red" if named else "",
         )
     return _indented(table)
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else duration(value)
