@@ -1,74 +1,39 @@
 """The benched hop: one publish and one consume of a 512-byte message, by public API only.
 
 What it does: a publish hop and a consume hop, all headers of ``docs/wire-format.md`` out and in, the in-memory leaf's
-``describe``, sanitiser, guard, label guard, 2 counters and 4 histograms or more, span, log decision.
-FLOOR: two bare SDK spans (PRODUCER, CONSUMER) with 8 attributes each, no metrics, no log, no propagation.
+``describe``, trust, sanitiser, guard, label guard, three counters and three histograms, a gauge of running hops, span,
+log decision. ``test_hop.py`` holds it to that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
-from opentelemetry.trace import SpanKind
+from collections.abc import Callable
 
 import rtobs
 from rtobs.integrations import memory
 from rtobs.integrations.memory import Broker, Message
-
-BODY = b"x" * 512
-
-
-class NullExporter(SpanExporter):
-    """Takes spans and forgets them."""
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Forget them."""
-        del spans
-        return SpanExportResult.SUCCESS
+from tests.bench.floor import BODY
 
 
-def provider(sampler: Sampler = ALWAYS_ON) -> TracerProvider:
-    """Return an SDK provider with a batch processor and a null exporter."""
-    made = TracerProvider(sampler=sampler, shutdown_on_exit=False)
-    made.add_span_processor(BatchSpanProcessor(NullExporter()))
-    return made
-
-
-def floor(tracer: trace.Tracer) -> Callable[[], None]:
-    """Return the hop of two bare SDK spans."""
-    attributes = {
-        "messaging.system": "memory", "messaging.destination.name": "orders", "messaging.operation.name": "publish",
-        "messaging.operation.type": "send", "messaging.message.id": "1", "messaging.message.body.size": 512,
-        "server.address": "localhost", "server.port": 5672,
-    }  # fmt: skip
-
-    def hop() -> None:
-        with tracer.start_as_current_span("publish orders", kind=SpanKind.PRODUCER, attributes=attributes):
-            pass
-        with tracer.start_as_current_span("process orders", kind=SpanKind.CONSUMER, attributes=attributes):
-            pass
-
-    return hop
-
-
-def full() -> Callable[[], None]:
-    """Return the full hop."""
-    broker = rtobs.wrap(Broker())
-    wrapped = memory._Message
-    options = memory.options_of(broker)
+def full(body: Callable[[], bytes] = lambda: BODY) -> Callable[[], None]:
+    """Return the full hop; *body* makes each message's body."""
+    arrive = arrival()
 
     def hop() -> None:
         with rtobs.publish("orders") as out:
             headers = out.headers
-        message = memory.become(Message(broker, "orders", BODY, headers, 1, 1), wrapped, options)
-        with rtobs.consume("orders", message):
+        with rtobs.consume("orders", arrive(headers, body())):
             pass
 
     return hop
 
 
-SAMPLERS: dict[str, Sampler] = {"sampled": ALWAYS_ON, "unsampled": ALWAYS_OFF}
+def arrival() -> Callable[..., Message]:
+    """Return a function that makes the message of some headers as a wrapped client hands it out."""
+    broker = rtobs.wrap(Broker())
+    options = memory.options_of(broker)
+
+    def arrive(headers: dict[str, str], body: bytes = BODY) -> Message:
+        return memory.become(Message(broker, "orders", body, headers, 1, 1), memory._Message, options)
+
+    return arrive

@@ -1,97 +1,118 @@
-"""Print what a full hop costs as a ratio to two bare SDK spans: ``make bench``, ``make bench ARGS=--json``.
+"""Measure what rtobs costs and print it beside what is claimed: ``make bench``, ``make bench ARGS=--json``.
 
-Paired: floor, hop, floor in each round, CPU time of the process, so that drift of the machine cancels out.
-Each variant runs in a process of its own, because a process has one tracer provider.
+Parts, each in processes of its own: instructions (``instructions``, the one that gates), CPU time (``paired``), spans/s
+(``throughput``), bytes (``memory``), real loops over live brokers (``loops``). ``--write`` keeps the result in
+``results/bench.json`` and writes ``docs/benchmarks.md`` from it and from the last ``make bench-peers``.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import statistics
-import subprocess
+import os
+import platform
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
-ROUNDS = 15
-HOPS = 2000
+from tests.bench import claims, instructions, loops, page, paired, tables, throughput
+from tests.bench.floor import WHAT
+from tests.bench.process import NEVER, NotMeasuredError, result
+from tests.bench.variants import ROWS
 
-
-def spent(hop: Callable[[], None], hops: int) -> float:
-    """Return CPU seconds of this process for *hops* hops."""
-    gc.collect()
-    begun = time.process_time()
-    for _ in range(hops):
-        hop()
-    return time.process_time() - begun
+PACKAGES = ("rtobs", "opentelemetry-sdk", "opentelemetry-exporter-otlp", "structlog", "aio-pika", "redis", "nats-py")
 
 
-def measure(variant: str, rounds: int, hops: int) -> dict[str, object]:
-    """Measure one variant in this process."""
-    from opentelemetry import trace
+def _instructions(rows: Sequence[str], *, quick: bool) -> Any:
+    return instructions.rows(instructions.measure(rows, 100 if quick else instructions.HOPS))
 
-    import rtobs
-    from tests.bench import hop
 
-    trace.set_tracer_provider(hop.provider(hop.SAMPLERS[variant]))
-    rtobs.configure(service="bench", logs="logging", strict=True)
-    bare, full = hop.floor(hop.provider().get_tracer("bare")), hop.full()
-    spent(bare, hops)
-    spent(full, hops)
-    ratios, floors = [], []
-    for _ in range(rounds):
-        before, hopped, after = spent(bare, hops), spent(full, hops), spent(bare, hops)
-        floors.append((before + after) / 2)
-        ratios.append(hopped / floors[-1])
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {
-        "variant": variant,
-        "ratio": round(middle, 3),
-        "quartiles": [round(low, 3), round(high, 3)],
-        "floor_us": round(statistics.median(floors) / hops * 1e6, 1),
-        "hop_us": round(middle * statistics.median(floors) / hops * 1e6, 1),
-    }
+def _paired(rows: Sequence[str], *, quick: bool) -> Any:
+    often = ("3", "100") if quick else (str(paired.ROUNDS), str(paired.HOPS))
+    return [result("paired", name, *often, environment=NEVER) for name in rows if name != ROWS[name].base]
+
+
+def _throughput(_rows: Sequence[str], *, quick: bool) -> Any:
+    seconds = str(0.1 if quick else throughput.SECONDS)
+    return [result("throughput", name, seconds) for name in ("floor_exported", "exported")]
+
+
+def _memory(_rows: Sequence[str], *, quick: bool) -> Any:
+    del quick
+    found = ("floor", "users_provider", "sampled")
+    return [result("memory", name, environment={**NEVER, **ROWS[name].environment}) for name in found]
+
+
+def _loops(_rows: Sequence[str], *, quick: bool) -> Any:
+    often = ("2", "100") if quick else (str(loops.ROUNDS), "0")
+    return [result("loops", name, *often) for name in loops.LOOPS]
+
+
+PARTS = {
+    "instructions": _instructions, "paired": _paired, "throughput": _throughput, "memory": _memory, "loops": _loops,
+}  # fmt: skip
+TITLES = {
+    "instructions": "Instructions per hop, all threads; `adds` is in FLOORs",
+    "paired": "CPU time per hop, all threads, as a ratio to a reference in the same rounds",
+    "throughput": "Spans per second that arrive without a drop",
+    "memory": "Bytes of a span that waits for export",
+    "loops": "Real loops over live brokers, hops exported by OTLP",
+}
+
+
+def machine() -> str:
+    """Return what it was measured on."""
+    return f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}"
+
+
+def measure(parts: Sequence[str], rows: Sequence[str], *, quick: bool) -> dict[str, Any]:
+    """Return what the parts measured, and the claims judged by it."""
+    found: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(), "python": platform.python_version(), "machine": machine(),
+        "versions": {name: version(name) for name in PACKAGES}, "floor": WHAT,
+    }  # fmt: skip
+    for part in parts:
+        print(f"measuring {part} …", file=sys.stderr, flush=True)
+        found[part] = PARTS[part](rows, quick=quick)
+    known = json.loads(page.PEERS.read_text()) if page.PEERS.exists() else None
+    found["claims"] = claims.judge({**found, "peers": known} if known else found)
+    return found
+
+
+def text(found: Mapping[str, Any]) -> list[str]:
+    """Return it all for a terminal."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    lines = [f"FLOOR = {found['floor']}", f"Python {found['python']}, {found['machine']}; {versions}", ""]
+    for part in PARTS:
+        if part in found:
+            lines += [f"## {TITLES[part]}", "", *getattr(tables, part)(found[part]), ""]
+    lines += ["## The benched hop", "", *page.HOP.read_text().splitlines(), ""]
+    return [*lines, "## Claims", "", *tables.claims(found["claims"])]
 
 
 def main() -> None:
-    """Run every variant and print the table, or JSON."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="row", help="of the first two parts"
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run, whose numbers mean little")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--hops", type=int, default=HOPS)
-    parser.add_argument("--variant", help="measure this one in this process and print its JSON (used by itself)")
+    parser.add_argument("--write", action="store_true", help="keep the result and write docs/benchmarks.md")
     asked = parser.parse_args()
-    if asked.variant:
-        print(json.dumps(measure(asked.variant, asked.rounds, asked.hops)))
-        return
-    rows = []
-    for variant in ("sampled", "unsampled"):
-        command = [sys.executable, "-m", "tests.bench.run", "--variant", variant]
-        done = subprocess.run(
-            [*command, "--rounds", str(asked.rounds), "--hops", str(asked.hops)],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        rows.append(json.loads(done.stdout))
-    result = {
-        "floor": "two bare SDK spans, 8 attributes, batch processor, null exporter, sampled",
-        "versions": {name: version(name) for name in ("rtobs", "opentelemetry-sdk", "structlog")},
-        "python": sys.version.split()[0],
-        "rows": rows,
-    }
-    if asked.json:
-        print(json.dumps(result, indent=1))
-        return
-    print(f"FLOOR = {result['floor']}; Python {result['python']}, SDK {result['versions']['opentelemetry-sdk']}")
-    print(f"{'full hop':<12}{'ratio to FLOOR':>16}{'quartiles':>20}{'hop':>12}{'floor':>12}")
-    for row in rows:
-        quartiles = "{:.2f} to {:.2f}".format(*row["quartiles"])
-        times = f"{row['hop_us']:>9.1f} us{row['floor_us']:>9.1f} us"
-        print(f"{row['variant']:<12}{row['ratio']:>16.2f}{quartiles:>20}{times}")
+    if asked.write and (asked.quick or asked.parts != list(PARTS) or asked.rows != list(ROWS)):
+        parser.error("--write wants everything measured: leave out --quick, --parts and --rows")
+    try:
+        found = measure(asked.parts, asked.rows, quick=asked.quick)
+    except NotMeasuredError as error:
+        sys.exit(str(error))
+    if asked.write:
+        page.BENCH.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        page.write()
+    print(json.dumps(found, indent=1, ensure_ascii=False) if asked.json else "\n".join(text(found)))
 
 
 if __name__ == "__main__":
