@@ -28,8 +28,8 @@ endef
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1\t/' \
-		| while IFS=$$'\t' read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' \
+		| while IFS=$$'\t' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
 
 .PHONY: demo
 demo: $(VENV)/.runtime ## watch messages travel from API to user; ARGS="--fault none", ARGS="--help", …
@@ -65,8 +65,30 @@ imports: $(VENV)/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(VENV)/.dev ## print what a hop costs, as a ratio to two bare OpenTelemetry spans
+bench: $(VENV)/.dev valgrind ## measure what rtobs costs, beside what is claimed; ARGS=--json, ARGS=--write (the page)
 	@$(BIN)/python -m tests.bench.run $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.dev ## measure what others cost for the same hop, each in an environment of its own
+	@$(BIN)/python -m tests.bench.peers $(ARGS)
+
+.PHONY: gate
+gate: $(VENV)/.dev valgrind ## compare instructions per hop with the recorded ones; fails where one is 5 % higher
+	@$(BIN)/python -m tests.bench.gate $(ARGS)
+
+.PHONY: reliability
+reliability: $(VENV)/.dev ## run the tests of the promises, soak too, and write docs/reliability.md; ARGS are pytest's
+	@$(BIN)/python -m tests.unbreakable.page --run $(ARGS)
+
+.PHONY: valgrind
+valgrind: # counts instructions
+	@if ! command -v valgrind >/dev/null; then \
+		command -v apt-get >/dev/null || { echo "valgrind is not installed, and there is no apt-get" >&2; exit 1; }; \
+		root=; [ "$$(id -u)" -eq 0 ] || root="sudo -n"; \
+		echo "Installing valgrind (once)" >&2; \
+		$$root apt-get update --quiet=2 && $$root env DEBIAN_FRONTEND=noninteractive \
+			apt-get install --quiet=2 --yes --no-install-recommends valgrind >/dev/null; \
+	fi
 
 .PHONY: brokers
 brokers: ## install and start the brokers the tests use (Debian, Ubuntu; says what to do elsewhere)
@@ -106,7 +128,7 @@ $(VENV)/.runtime: pyproject.toml $(VENV)/.made
 
 # The tests need everything that the demo needs, so one install makes both.
 $(VENV)/.dev: pyproject.toml $(VENV)/.made
-	$(call install,rtobs with everything its tests and checks need,--editable ".[tools$(comma)prometheus]" --group dev)
+	$(call install,rtobs with everything its tests and checks need,--editable ".[tools$(comma)prometheus$(comma)slo]" --group dev)
 	@touch $(VENV)/.runtime $@
 
 comma := ,

@@ -12,23 +12,37 @@ import pytest
 
 pytest.register_assert_rewrite("tests.support")  # before the first import from there: helpers assert too
 
-from tests.support import brokers  # noqa: E402 - see above
+from tests.support import aws, brokers  # noqa: E402 - see above
 from tests.support import nats as own  # noqa: E402 - see above
+from tests.support.mosquitto import OwnMosquitto  # noqa: E402 - see above
+from tests.support.mosquitto import binary as mosquitto_binary  # noqa: E402 - see above
 from tests.support.rabbitmq import OwnRabbitMQ, binary  # noqa: E402 - see above
 
 # Time limits per example fail on a busy machine for no reason of ours; every test has a timeout anyway.
 hypothesis.settings.register_profile("rtobs", deadline=None)
 hypothesis.settings.load_profile("rtobs")
 
+ALONE = (
+    "tests/_export/test_reliability.py",
+    "tests/bench/",
+    "tests/chain/",
+    "tests/demo/",
+    "tests/slo/test_live.py",
+    "tests/unbreakable/test_memory.py",
+)
+"""Where tests judge time, rates or memory, or start as many processes as the machine has cores."""
+
 NOTHING_SKIPPED = os.environ.get("RTOBS_TEST_REQUIRE") == "all"
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that asks for a live broker, so that nobody can forget to."""
+    """Mark every test that asks for a live broker, and every one that wants the machine for itself."""
     for item in items:
+        if item.nodeid.startswith(ALONE):
+            item.add_marker(pytest.mark.alone)
         fixtures = getattr(item, "fixturenames", ())
-        if not {"own_rabbitmq", "own_nats", *brokers.FIXTURES}.isdisjoint(fixtures):
+        if not {"own_rabbitmq", "own_nats", "own_mosquitto", *brokers.FIXTURES}.isdisjoint(fixtures):
             item.add_marker(pytest.mark.broker)
         if "own_rabbitmq" in fixtures:
             item.add_marker(pytest.mark.slow)
@@ -82,6 +96,21 @@ def nats_url() -> str:
     return _url(brokers.NATS)
 
 
+@pytest.fixture(scope="session")
+def mqtt_url() -> str:
+    """The address of a live Mosquitto."""
+    return _url(brokers.MQTT)
+
+
+@pytest.fixture(scope="session")
+def aws_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str, None, None]:
+    """The address of a server that is SQS and SNS; clients take an account for it from the environment."""
+    with pytest.MonkeyPatch.context() as patched, aws.serving(tmp_path_factory.mktemp("aws")) as url:
+        for name, value in aws.ACCOUNT.items():
+            patched.setenv(name, value)
+        yield url
+
+
 @pytest.fixture
 def own_rabbitmq(tmp_path: Path) -> Generator[OwnRabbitMQ, None, None]:
     """A running RabbitMQ that only this test uses: it may be stopped, started and killed."""
@@ -106,6 +135,19 @@ def own_nats(tmp_path: Path) -> Generator[own.OwnNats, None, None]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture
+def own_mosquitto(tmp_path: Path) -> Generator[OwnMosquitto, None, None]:
+    """A running Mosquitto that only this test uses: it may be stopped, started and configured."""
+    if mosquitto_binary() is None:
+        pytest.skip("Mosquitto is not installed on this machine; run `make brokers` on Debian or Ubuntu")
+    broker = OwnMosquitto(tmp_path / "mosquitto")
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
 
 
 _RUN = os.urandom(4).hex()

@@ -20,7 +20,7 @@ from rtobs import ErrorCategory, _config, _guard
 from rtobs import _conventions as names
 from rtobs._config import environment, process
 from rtobs._hop.runtime import runtime
-from rtobs._telemetry.sampling import HeadSampler
+from rtobs._telemetry.consistent import JourneySampler
 from rtobs.errors import ConfigError
 from tests._export.collector import Collected, collector, plain
 from tests.support import scripts
@@ -211,7 +211,7 @@ def test_our_own_provider_follows_a_new_configuration() -> None:
         """
         import json, rtobs
         from opentelemetry import trace
-        from rtobs._telemetry.sampling import HeadSampler
+        from rtobs._telemetry.consistent import JourneySampler
         for service, rate in (("one", 0.5), ("two", 0.0)):
             rtobs.configure(service=service, sampling={"default": rate})
             with rtobs.accept("/x"):
@@ -223,7 +223,7 @@ def test_our_own_provider_follows_a_new_configuration() -> None:
         """,
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", OTEL_METRICS_EXPORTER="none", OTEL_LOGS_EXPORTER="none",
     )  # fmt: skip
-    assert found == ["two", HeadSampler({"default": 0.0}).get_description(), "two"]
+    assert found == ["two", JourneySampler({"default": 0.0}).get_description(), "two"]
 
 
 # The environment -----------------------------------------------------------------------------------------------------
@@ -359,6 +359,19 @@ os._exit(9)
     }  # fmt: skip
 
 
+def test_setting_the_handler_twice_is_setting_it_once() -> None:
+    """A second configure does not put a handler of ours round the first."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        rtobs.configure(sigterm=True)
+        first = signal.getsignal(signal.SIGTERM)
+        rtobs.configure(sigterm=True)
+        assert signal.getsignal(signal.SIGTERM) is first
+        assert first._before is before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_sigterm_inside_our_own_code_waits_until_it_is_left(tmp_path: Path) -> None:
     """A signal that interrupts code that may hold a lock of ours is dealt with a moment later, not inside it."""
     code = """
@@ -386,7 +399,7 @@ def test_code_of_ours_is_told_from_code_of_the_users() -> None:
         space: dict[str, Any] = {"__name__": name, "sys": sys}
         exec("def look(): return sys._getframe()", space)  # noqa: S102 - a frame of a module of that name
         frames[name] = space["look"]()
-    assert {name for name, frame in frames.items() if process._holds_a_lock(frame)} == {
+    assert {name for name, frame in frames.items() if process.holds_a_lock(frame)} == {
         "rtobs._guard", "rtobs._telemetry.metrics",
     }  # fmt: skip
 
@@ -428,9 +441,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def test_a_child_that_only_counts_exports_while_it_runs(tmp_path: Path) -> None:
-    """A worker that is killed without notice has exported its counts on schedule, though nothing was sampled."""
+    """A worker that is killed without notice has exported its counts, though it has no spans that start the export."""
     code = """
-rtobs.configure(sampling={"default": 0.0})
 work(1, "/parent")
 child = os.fork()
 if child == 0:
@@ -441,9 +453,13 @@ _, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
     with collector("http", tmp_path / "otlp") as arrived:
-        done = run(code, arrived)
+        pod = "service.instance.id=pod-1"
+        done = run(code, arrived, OTEL_RESOURCE_ATTRIBUTES=pod, OTEL_TRACES_EXPORTER="none")
     assert done.returncode == 0, done.stderr
     assert accepted(arrived) == {"/parent": 1, "/child": 20}
+    instances = {resource["service.instance.id"] for resource in arrived.resources()}
+    assert "pod-1" in instances
+    assert len(instances) == 2
 
 
 def test_forking_while_threads_emit_does_not_hang(tmp_path: Path) -> None:
@@ -482,11 +498,54 @@ for _ in range(30):
             os._exit(1)
         time.sleep(0.002)
 stop.set()
-print("ok", flush=True)
+after = threading.Thread(target=rtobs.configure, daemon=True)
+after.start()
+after.join(10)
+print("hangs" if after.is_alive() else "ok", flush=True)
 os._exit(0)
 """
     done = scripts.run(WORK + code)
     assert done.stdout == "ok\n", done.stderr
+
+
+def test_a_lock_that_another_thread_holds_at_the_fork_does_not_stop_the_child() -> None:
+    """With every lock of ours held elsewhere at the moment of the fork, the child works."""
+    code = """
+import signal
+from rtobs import _guard
+from rtobs._hop import hop, leaf
+from rtobs.integrations import _twin
+from rtobs.integrations.memory import Broker
+with rtobs.accept("/x"):
+    pass
+bound = _config._bound
+held, release = threading.Event(), threading.Event()
+def hold():
+    with (leaf._count_lock, hop._lock, _twin._lock, _guard._lock, bound.registry.lock, bound.registry.guard._lock,
+          bound.pipeline._wake, bound.worker_sink._lock):
+        held.set()
+        release.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    with rtobs.accept("/x") as one:
+        one.segment(tenant="new")
+        one.note(x=1)
+        with rtobs.publish("q"), rtobs.consume("q", headers={"traceparent": "x"}, trust="trusted"):
+            pass
+    rtobs.wrap(Broker())
+    _config.flush(5)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+release.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    done = scripts.run(WORK + code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_ids_do_not_repeat_in_a_child(tmp_path: Path) -> None:

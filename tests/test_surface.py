@@ -15,18 +15,25 @@ import rtobs
 # What only a leaf, a tool or a test may load: an app that does not use it must not pay for it.
 NOT_LOADED = {
     "aio_pika",
+    "aiomqtt",
+    "aiobotocore",
+    "aiohttp",
     "aiormq",
+    "boto3",
+    "botocore",
     "fastapi",
     "grpc",
     "httpx",
     "nats",
     "opentelemetry.exporter",
+    "paho",
     "prometheus_client",
     "pytest",
     "redis",
     "rich",
     "starlette",
     "typer",
+    "websockets",
     "yaml",
 }
 

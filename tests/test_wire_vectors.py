@@ -68,7 +68,8 @@ def test_packing_gives_the_vector(vector: dict[str, Any]) -> None:
     """What rtobs writes is the vector, byte for byte."""
     packed = carrier.pack(
         journey_of(vector), vector["trace_id"], vector["sent_us"], attempt=vector["attempt"], channel=vector["channel"],
-        intent=vector["intent"], wire_key=bytes.fromhex(vector["wire_key"]) if vector["wire_key"] else None,
+        intent=vector["intent"], ledger=vector["journey"].get("ledger", ""),
+        wire_key=bytes.fromhex(vector["wire_key"]) if vector["wire_key"] else None,
     )  # fmt: skip
     assert packed == vector["packed"]
     assert len(packed) == vector["bytes"] <= 512

@@ -61,6 +61,8 @@ class Label(StrEnum):
     ROLE = "role"
     WORKER = "worker"
     ESTIMATED = "estimated"
+    SLO = "slo"
+    REVISION = "revision"
     SYSTEM = "messaging.system"
     OPERATION = "messaging.operation.name"
     MESSAGING_DESTINATION = "messaging.destination.name"
@@ -166,6 +168,17 @@ JOBS: Final = Instrument(
     "rtobs.connector.jobs", "counter", "{job}", (Label.CONNECTOR, Label.STATE), 130,
     "Scheduled connector runs by how they kept their window.",
 )  # fmt: skip
+_PROMISED = (Label.SLO, Label.TENANT, Label.CHANNEL, Label.CONNECTOR)
+SLO_EXPECTED: Final = Instrument(
+    "rtobs.slo.expected", "counter", "{event}", _PROMISED, 1000, "Events that a declared SLO is about.",
+)  # fmt: skip
+SLO_GOOD: Final = Instrument(
+    "rtobs.slo.good", "counter", "{event}", _PROMISED, 1000, "Those of them that kept the promise.",
+)  # fmt: skip
+SLO_INFO: Final = Instrument(
+    "rtobs.slo.info", "gauge", "{slo}", (Label.SLO, Label.REVISION), 64,
+    "1 for each SLO that this process counts, by the revision of its declaration.",
+)  # fmt: skip
 QUEUE_DEPTH: Final = Instrument(
     "rtobs.queue.depth", "gauge", "{message}", (Label.DESTINATION, Label.ROLE), 200,
     "Messages that wait at the broker, as of its last answer.",
@@ -193,6 +206,9 @@ EVENTLOOP_LAG: Final = Instrument(
 HOPS_ACTIVE: Final = Instrument(
     "rtobs.hop.active", "gauge", "{hop}", (Label.KIND,), 8, "Hops that are running now.",
 )  # fmt: skip
+HOPS_UNTRACKED: Final = Instrument(
+    "rtobs.hop.untracked", "counter", "{hop}", (Label.KIND,), 8, "Hops that began while 10,000 others were open.",
+)  # fmt: skip
 EVENTS: Final = Instrument(
     "rtobs.event.count", "counter", "{event}", (Label.EVENT,), 66, "Domain events by name.",
 )  # fmt: skip
@@ -216,7 +232,7 @@ PROPAGATION_MISSING: Final = Instrument(
 )  # fmt: skip
 PROPAGATION_REJECTED: Final = Instrument(
     "rtobs.propagation.rejected", "counter", "{header}", (Label.REASON,), 32,
-    "Headers that were present but not valid.",
+    "Headers that were not valid, or could not be written.",
 )  # fmt: skip
 CLOCK_REJECTED: Final = Instrument(
     "rtobs.clock.rejected", "counter", "{measurement}", (Label.REASON,), 8,
@@ -228,6 +244,13 @@ TELEMETRY_DROPPED: Final = Instrument(
 )  # fmt: skip
 SAMPLING_KEPT: Final = Instrument(
     "rtobs.sampling.kept", "counter", "{hop}", (Label.REASON,), 32, "Hops whose spans were kept, by why.",
+)  # fmt: skip
+SAMPLING_SHED: Final = Instrument(
+    "rtobs.sampling.shed", "counter", "{hop}", (Label.REASON,), 4,
+    "Hops that there was a reason to keep, and no room for.",
+)  # fmt: skip
+SPANS_REBUILT: Final = Instrument(
+    "rtobs.sampling.rebuilt", "counter", "{span}", (), 1, "Spans of other processes that were rebuilt from a ledger.",
 )  # fmt: skip
 
 INSTRUMENTS: Final[dict[str, Instrument]] = {
@@ -288,6 +311,9 @@ class Attribute(StrEnum):
     SENDS = "rtobs.sends"
     SETTLEMENT = "rtobs.settlement"
     SAMPLING_REASON = "rtobs.sampling.reason"
+    RECONSTRUCTED = "rtobs.reconstructed"
+    LEDGER_BYTES = "rtobs.ledger.bytes"
+    LEDGER_LEFT_OUT = "rtobs.ledger.left_out"
     MAYBE_DELIVERED = "rtobs.maybe_delivered"
     CLIENT_ID = "rtobs.client_id"
     ROUTE = "rtobs.route"
@@ -304,6 +330,10 @@ class Attribute(StrEnum):
     CONSUMER_GROUP = "messaging.consumer.group.name"
     PENDING = "rtobs.message.pending"
     BATCH_COUNT = "messaging.batch.message_count"
+    PARTITION = "messaging.destination.partition.id"
+    KAFKA_OFFSET = "messaging.kafka.offset"
+    KAFKA_KEY = "messaging.kafka.message.key"
+    KAFKA_TOMBSTONE = "messaging.kafka.message.tombstone"
     ERROR_TYPE = Label.ERROR_TYPE.value
     HTTP_METHOD = "http.request.method"
     HTTP_STATUS = "http.response.status_code"

@@ -20,9 +20,11 @@ strict = False
 
 _QUIET_SECONDS = 60.0
 _MOST_TALLIES = 4096
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler or a finaliser of the host's may count something in the middle
 _tallies: dict[tuple[str, tuple[str, ...]], int] = {}
 _last_told: dict[str, float] = {}
+_too_deep = 0
+"""Faults at the limit of recursion."""
 
 
 def tally(instrument: names.Instrument, *values: str, by: int = 1) -> None:
@@ -37,7 +39,10 @@ def tally(instrument: names.Instrument, *values: str, by: int = 1) -> None:
 def tallies() -> dict[tuple[str, tuple[str, ...]], int]:
     """Return all counts since the start of the process."""
     with _lock:
-        return dict(_tallies)
+        found = dict(_tallies)
+    if _too_deep:
+        found[names.INTERNAL_ERRORS.name, ("recursion",)] = _too_deep
+    return found
 
 
 def fault(site: str, error: Exception) -> None:
@@ -45,10 +50,15 @@ def fault(site: str, error: Exception) -> None:
 
     Call it from ``except Exception`` only: a BaseException is never ours to keep.
     """
-    tally(names.INTERNAL_ERRORS, site)
+    global _too_deep  # noqa: PLW0603  one count per process
+    try:
+        tally(names.INTERNAL_ERRORS, site)
+        if not strict:
+            tell(site, "internal error at %s: %s; the message was handled without it", site, type(error).__name__)
+    except RecursionError:  # the host is so deep that nothing can be called any more
+        _too_deep += 1
     if strict:
         raise error
-    tell(site, "internal error at %s: %s; the message was handled without it", site, type(error).__name__)
 
 
 def tell(topic: str, text: str, *args: object) -> None:
@@ -66,13 +76,16 @@ def tell(topic: str, text: str, *args: object) -> None:
 
 def forget() -> None:
     """Count from zero again: what was counted belongs to series that have ended."""
+    global _too_deep  # noqa: PLW0603  as above
     with _lock:
         _tallies.clear()
+        _too_deep = 0
 
 
 def reset_after_fork() -> None:
     """Give a forked child a lock of its own and tallies that start at zero."""
-    global _lock  # noqa: PLW0603  a lock held by another thread at the fork can never be released in the child
-    _lock = threading.Lock()
+    global _lock, _too_deep  # noqa: PLW0603  a lock held by another thread at the fork can never be released in the child
+    _lock = threading.RLock()
+    _too_deep = 0
     _tallies.clear()
     _last_told.clear()

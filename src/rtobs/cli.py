@@ -29,6 +29,7 @@ def build() -> "typer.Typer":
     """Return the application; the extras must be there."""
     import typer
 
+    from rtobs import _check_command, _incident_command, _slo_command, _story_command
     from rtobs.demo.options import CHANNELS, FAULTS, Options, UsageError
 
     defaults = Options()
@@ -75,23 +76,50 @@ def build() -> "typer.Typer":
             int, typer.Option(parser=whole_number, help="Makes the same messages and the same luck again.")
         ] = defaults.seed,
         broker: Annotated[
-            str, typer.Option(help="memory (one process), or amqp://… (one process per role).")
+            str,
+            typer.Option(help="memory (one process), or amqp://…, redis://… or nats://… (one process per role)."),
         ] = defaults.broker,
         otlp: Annotated[str, typer.Option(help="OTLP/HTTP endpoint that gets a copy of everything.")] = defaults.otlp,
+        prometheus: Annotated[
+            int,
+            typer.Option(
+                parser=whole_number,
+                metavar="PORT",
+                show_default=False,
+                help="Let Prometheus scrape the processes while they run: the first at PORT, the next at PORT + 1, …",
+            ),
+        ] = defaults.prometheus,
+        fault_after: Annotated[
+            float, typer.Option(parser=number, help="Seconds for which all is well before the fault begins.")
+        ] = defaults.after,
+        slo: Annotated[
+            str,
+            typer.Option(metavar="FILE", show_default=False, help="Declaration of SLOs that the platform counts."),
+        ] = defaults.slo,
+        sample: Annotated[
+            float,
+            typer.Option(parser=number, help="Share of healthy journeys exported; failed ones all are."),
+        ] = defaults.sample,
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, nothing else.")] = False,
     ) -> None:
         """Run a small notification platform, break one connector, and watch what its telemetry tells."""
         from rtobs.demo.brokers import check_client
+        from rtobs.demo.ports import check_ports
         from rtobs.demo.run import run
 
         try:
-            options = Options(fault, target, seconds, rate, seed, broker, otlp)
+            options = Options(fault, target, seconds, rate, seed, broker, otlp, prometheus, fault_after, slo, sample)
             check_client(broker)
+            check_ports(options)
         except UsageError as wrong:
             print(f"rtobs demo: {wrong}", file=sys.stderr)
             raise typer.Exit(2) from None
         raise typer.Exit(run(options, as_json=json))
 
+    app.add_typer(_slo_command.commands(), name="slo")
+    _story_command.register(app)
+    _incident_command.register(app)
+    _check_command.register(app)
     return app
 
 

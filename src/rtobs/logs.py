@@ -42,9 +42,9 @@ def _known() -> list[tuple[str, str]]:
     span = get_current_span().get_span_context()
     trace_id, span_id = (span.trace_id, span.span_id) if span.is_valid else (record.trace_id, record.span_id)
     return [
-        (LogKey.TENANT_ID.value, redaction.text(record.journey.tenant)),
+        (LogKey.TENANT_ID.value, redaction.text(record.journey.tenant)),  # looked at when it was set
         (LogKey.CORRELATION_ID.value, record.journey.correlation_id),
-        (LogKey.DESTINATION.value, redaction.text(record.name)),
+        (LogKey.DESTINATION.value, redaction.redact(record.name)),
         (LogKey.TRACE_ID.value, f"{trace_id:032x}"),
         (LogKey.SPAN_ID.value, f"{span_id:016x}"),
     ]

@@ -29,9 +29,14 @@ class Broker(NamedTuple):
 AMQP = Broker("RabbitMQ", "RTOBS_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/", 5672, b"AMQP\x00\x00\x09\x01")
 REDIS = Broker("Redis", "RTOBS_TEST_REDIS", "redis://127.0.0.1:6379/0", 6379, b"PING\r\n")
 NATS = Broker("NATS", "RTOBS_TEST_NATS", "nats://127.0.0.1:4222", 4222, b"")
+MQTT = Broker(
+    "Mosquitto", "RTOBS_TEST_MQTT", "mqtt://127.0.0.1:1883", 1883, b"\x10\x10\x00\x04MQTT\x04\x02\x00\x05\x00\x04ping"
+)
+
+AWS = Broker("SQS and SNS", "AWS_ENDPOINT_URL", "", 0, b"")  # the tests start it themselves: see `aws`
 
 # The fixtures that hand these out; conftest marks every test that asks for one as `broker`.
-FIXTURES = {"amqp_url": AMQP, "redis_url": REDIS, "nats_url": NATS}
+FIXTURES = {"amqp_url": AMQP, "redis_url": REDIS, "nats_url": NATS, "mqtt_url": MQTT, "aws_url": AWS}
 
 
 def silence(url: str, port: int, hello: bytes) -> str:

@@ -140,3 +140,19 @@ def is_up(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def serving_wsgi(app: Any) -> Generator[str, None, None]:
+    """Serve a WSGI application on a free port of this machine, a thread for each request; yields the address."""
+    from werkzeug.serving import make_server
+
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

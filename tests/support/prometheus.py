@@ -1,4 +1,4 @@
-"""A Prometheus server of a test's own: a free loopback port, its own data, one target, scraped every second."""
+"""A Prometheus server, and an Alertmanager, of a test's own: free loopback ports, their own data, this machine only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,20 +19,15 @@ from tests.support.timing import wait_until
 _START = 30.0  # seconds; one on an idle machine
 _STOP = 10.0
 
-_SETTINGS = """\
-global:
-  scrape_interval: 1s
-  scrape_timeout: 1s
-scrape_configs:
-  - job_name: rtobs
-    static_configs:
-      - targets: ["127.0.0.1:{port}"]
-"""
-
 
 def binary() -> str | None:
     """Return the server's program, or None where Prometheus is not installed."""
     return shutil.which("prometheus")
+
+
+def alertmanager_binary() -> str | None:
+    """Return Alertmanager's program, or None where it is not installed."""
+    return shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 
 
 def free_port() -> int:
@@ -41,28 +37,22 @@ def free_port() -> int:
         return port
 
 
-class OwnPrometheus:
-    """One private server that scrapes one port of this machine; use it as a context manager."""
+class _Server:
+    """One program with a web address and a folder of its own; use it as a context manager."""
 
-    def __init__(self, folder: Path, target: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "prometheus.yml").write_text(_SETTINGS.format(port=target), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
 
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
     def __enter__(self) -> Self:
-        program = binary()
-        assert program is not None
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    program,
-                    f"--config.file={self._folder / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={self._folder / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{self.port}",
-                    "--enable-feature=exemplar-storage",
-                ],
+                self._command(),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -88,12 +78,59 @@ class OwnPrometheus:
 
     def _ready(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
-            raise AssertionError(f"Prometheus has ended:\n{(self._folder / 'log').read_text(errors='replace')[-3000:]}")
+            raise AssertionError(
+                f"{type(self).__name__} has ended:\n{(self._folder / 'log').read_text(errors='replace')[-3000:]}"
+            )
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=2) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+
+class OwnPrometheus(_Server):
+    """One private Prometheus that scrapes ports of this machine.
+
+    Args:
+        folder: where it keeps its data.
+        targets: ports that it scrapes as the job "rtobs".
+        interval: how often it scrapes.
+        jobs: ports by further jobs.
+        rules: files with its rules.
+        alertmanager: port of the Alertmanager that hears of alerts; 0 = none does.
+    """
+
+    def __init__(
+        self, folder: Path, *targets: int, interval: str = "1s", jobs: Mapping[str, Iterable[int]] | None = None,
+        rules: Iterable[Path] = (), alertmanager: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(folder)
+        scraped = {**({"rtobs": targets} if targets else {}), **(jobs or {})}
+        settings = {
+            "global": {"scrape_interval": interval, "scrape_timeout": interval},
+            "rule_files": [str(file) for file in rules],
+            "scrape_configs": [
+                {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}]}
+                for job, ports in scraped.items()
+            ],
+            "alerting": {
+                "alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{alertmanager}"]}]}]
+                if alertmanager
+                else []
+            },
+        }
+        (folder / "prometheus.yml").write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
+
+    def _command(self) -> list[str]:
+        program = binary()
+        assert program is not None
+        return [
+            program,
+            f"--config.file={self._folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self._folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+            "--enable-feature=exemplar-storage",
+        ]
 
     def ask(self, path: str, **parameters: Any) -> Any:
         """Return the data of one call of its HTTP API."""
@@ -110,3 +147,22 @@ class OwnPrometheus:
             key = tuple(series["metric"].get(label, "") for label in labels)
             found[key[0] if len(labels) == 1 else key] = float(series["value"][1])
         return found
+
+
+class OwnAlertmanager(_Server):
+    """One private Alertmanager with a configuration of the test's, as plain data."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        super().__init__(folder)
+        (folder / "alertmanager.yml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+
+    def _command(self) -> list[str]:
+        program = alertmanager_binary()
+        assert program is not None
+        return [
+            program,
+            f"--config.file={self._folder / 'alertmanager.yml'}",
+            f"--storage.path={self._folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+            "--cluster.listen-address=",
+        ]

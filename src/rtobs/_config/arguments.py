@@ -6,14 +6,18 @@ Knows the arguments' shapes; must not know what becomes of them.
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rtobs._journey import carrier
 from rtobs._journey.outcome import STEPS, ErrorCategory, Step, proven_step
 from rtobs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rtobs.slo.model import Declaration
 
 LogSink = Callable[[Mapping[str, Any]], None]
 Logs = Literal["otlp", "stdout", "logging"]
@@ -28,6 +32,7 @@ class Settings:
     """One configuration of the process."""
 
     service: str | None = None
+    slos: Declaration | None = None
     slow: Mapping[str, float] = field(default_factory=dict[str, float])
     promises: Mapping[str, Step] = field(default_factory=dict[str, Step])
     tenants: tuple[str, ...] = ()
@@ -60,6 +65,30 @@ def service_name(value: object) -> str | None:
     raise wrong("service", "a name such as 'chat-worker'", value)
 
 
+def declaration(value: object, service: str | None) -> Declaration | None:
+    """Check ``slos`` and read them; DeclarationError lists everything that is wrong with a file."""
+    if isinstance(value, tuple | list) and not value:
+        return None
+    from rtobs.slo.model import SLO, Declaration
+    from rtobs.slo.reader import load
+
+    if isinstance(value, str | os.PathLike):
+        found = load(os.fspath(value))
+    elif isinstance(value, Declaration):
+        found = value
+    else:
+        wanted = "the path of a declaration, or rtobs.slo.SLO objects"
+        if isinstance(value, bytes | Mapping | SLO) or not isinstance(value, Iterable):
+            raise wrong("slos", wanted, value)  # pyright: ignore[reportUnknownArgumentType]  it is only shown
+        slos: tuple[Any, ...] = tuple(value)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]  checked next
+        for slo in slos:
+            if not isinstance(slo, SLO):
+                raise wrong("each of slos", "an rtobs.slo.SLO", slo)
+        found = Declaration(service or os.environ.get("OTEL_SERVICE_NAME") or "unknown_service", slos)
+    tenants(found.tenants, "tenants of slos")
+    return found if found.slos else None
+
+
 def numbers(argument: str, value: object, *, most: float, wanted: str) -> dict[str, float]:
     """Check a mapping of names to numbers from 0 to *most*; without an upper limit 0 is not one of them."""
     found: dict[str, float] = {}
@@ -89,14 +118,14 @@ def steps(value: object) -> dict[str, Step]:
     return found
 
 
-def tenants(value: object) -> tuple[str, ...]:
+def tenants(value: object, argument: str = "tenants") -> tuple[str, ...]:
     """Check ``tenants``: each becomes a metric label and travels in a header."""
-    found = _words("tenants", value)
+    found = _words(argument, value)
     for tenant in found:
         if not tenant or len(tenant) > _LONGEST_NAME or not tenant.isprintable():
-            raise wrong("each of tenants", f"1 to {_LONGEST_NAME} printable characters", tenant)
+            raise wrong(f"each of {argument}", f"1 to {_LONGEST_NAME} printable characters", tenant)
         if not carrier.travels(tenant, carrier.TENANT_LIMIT):
-            raise wrong("each of tenants", "at most 71 bytes of UTF-8: it travels in a header", tenant)
+            raise wrong(f"each of {argument}", "at most 71 bytes of UTF-8: it travels in a header", tenant)
     return found
 
 

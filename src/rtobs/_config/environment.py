@@ -9,6 +9,7 @@ import math
 import os
 import uuid
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
     from rtobs._export.prometheus import Scrape
+    from rtobs._export.sender import Compression, Target
+    from rtobs._export.transport import Transport
     from rtobs._telemetry.metrics import Registry
 
 _INSTANCE = "service.instance.id"
@@ -55,25 +58,107 @@ def wants_delta() -> bool:
     return _word("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE") in ("delta", "lowmemory")
 
 
-def exporters(*, logs: bool) -> dict[str, Callable[[], Any] | None]:
-    """Return a maker of an exporter for each signal that leaves."""
-    return {
-        "spans": _exporter("TRACES", "trace_exporter", "OTLPSpanExporter") if leaves("TRACES") else None,
-        "metrics": _exporter("METRICS", "metric_exporter", "OTLPMetricExporter") if leaves("METRICS") else None,
-        "logs": _exporter("LOGS", "_log_exporter", "OTLPLogExporter") if logs else None,
-    }
+# Where signals go ----------------------------------------------------------------------------------------------------
+
+_PATHS = {"spans": "traces", "metrics": "metrics", "logs": "logs"}
+_CLASSES = {
+    "spans": ("trace_exporter", "OTLPSpanExporter"),
+    "metrics": ("metric_exporter", "OTLPMetricExporter"),
+    "logs": ("_log_exporter", "OTLPLogExporter"),
+}
+_TIMEOUT = 10.0
+
+Maker = Callable[["Resource"], "Transport"]
 
 
-def _exporter(signal: str, module: str, cls: str) -> Callable[[], Any]:
-    protocol = _word(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or _word("OTEL_EXPORTER_OTLP_PROTOCOL")
-    package = "grpc" if protocol == "grpc" else "http"
+def exporters(*, logs: bool) -> dict[str, Maker | None]:
+    """Return a maker of a way out for each signal that leaves."""
+    leaving = {"spans": leaves("TRACES"), "metrics": leaves("METRICS"), "logs": logs}
+    return {signal: _maker(signal) if leaving[signal] else None for signal in leaving}
 
-    def make() -> Any:
-        from importlib import import_module
 
-        return getattr(import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}"), cls)()
+def load_exporters() -> None:
+    """Import what the ways out are made of, so that neither an early shutdown nor a fork has to wait for it."""
+    for signal, path in _PATHS.items():
+        if leaves(path.upper()):
+            _way_out(signal)
+
+
+def _maker(signal: str) -> Maker:
+    def make(resource: Resource) -> Transport:
+        return _way_out(signal)(resource)
 
     return make
+
+
+def _way_out(signal: str) -> Maker:
+    from rtobs._export.otlp import exported, joining, posted
+
+    grpc = (_of(signal, "PROTOCOL") or "").strip().lower() == "grpc"
+    if grpc or _credentials(signal):  # a session that somebody else makes is the SDK's exporter's to use
+        module, cls = _CLASSES[signal]
+        found = import_module(f"opentelemetry.exporter.otlp.proto.{'grpc' if grpc else 'http'}.{module}")
+        return lambda resource: exported(signal, getattr(found, cls)(), resource)
+    from rtobs._export.sender import Sender
+
+    join, where = joining(signal), target(signal)
+    return lambda resource: posted(signal, Sender(where), where.timeout, resource, join)
+
+
+def _of(signal: str, name: str) -> str | None:
+    """Return ``OTEL_EXPORTER_OTLP_{SIGNAL}_{name}``, or the variable for all signals."""
+    own = os.environ.get(f"OTEL_EXPORTER_OTLP_{_PATHS[signal].upper()}_{name}")
+    return own or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}") or None
+
+
+def _credentials(signal: str) -> bool:
+    prefix = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_"
+    own = os.environ.get(f"{prefix}{_PATHS[signal].upper()}_CREDENTIAL_PROVIDER")
+    return bool(own or os.environ.get(f"{prefix}CREDENTIAL_PROVIDER"))
+
+
+def target(signal: str) -> Target:
+    """Return where ``spans``, ``metrics`` or ``logs`` go by OTLP/HTTP, as the SDK's exporter reads the environment."""
+    from importlib.metadata import version
+
+    from opentelemetry.util.re import parse_env_headers
+
+    from rtobs._export.sender import Target
+
+    path = _PATHS[signal]
+    url = os.environ.get(f"OTEL_EXPORTER_OTLP_{path.upper()}_ENDPOINT")
+    if not url:
+        base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
+        url = f"{base.removesuffix('/')}/v1/{path}"
+    headers = {"content-type": "application/x-protobuf", "user-agent": f"rtobs/{version('rtobs')}"}
+    headers.update(parse_env_headers(_of(signal, "HEADERS") or "", liberal=True))
+    cert, key = _of(signal, "CLIENT_CERTIFICATE"), _of(signal, "CLIENT_KEY")
+    return Target(
+        url, headers, _compression(signal), _timeout(signal), _of(signal, "CERTIFICATE") or True,
+        (cert, key) if cert and key else cert,
+    )  # fmt: skip
+
+
+def _compression(signal: str) -> Compression:
+    wanted = (_of(signal, "COMPRESSION") or "none").strip().lower()
+    known: dict[str, Compression] = {"gzip": "gzip", "deflate": "deflate", "none": "none"}
+    if wanted in known:
+        return known[wanted]
+    _guard.tell("compression", "OTEL_EXPORTER_OTLP_COMPRESSION=%r is not gzip, deflate or none; using none", wanted)
+    return "none"
+
+
+def _timeout(signal: str) -> float:
+    """Return the seconds of one export. The variable is in seconds, as the SDK for Python has it."""
+    value = _of(signal, "TIMEOUT") or ""
+    try:
+        found = float(value) if value else _TIMEOUT
+    except ValueError:
+        found = math.nan
+    if math.isfinite(found) and found > 0:
+        return found
+    _guard.tell("timeout", "OTEL_EXPORTER_OTLP_TIMEOUT=%r is not a number of seconds; using %d", value, int(_TIMEOUT))
+    return _TIMEOUT
 
 
 # Scraping ------------------------------------------------------------------------------------------------------------
@@ -144,9 +229,13 @@ def seconds(variable: str, default: float) -> float:
 
 def resource(service: str | None) -> Resource:
     """Return the resource of a process that has no provider of its own."""
-    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-    return completed(Resource.create({}), service)
+    try:
+        found = Resource.create({})
+    except RuntimeError:  # detectors run on threads, which nobody can start any more at the end of the interpreter
+        found = OTELResourceDetector().detect()
+    return completed(found, service)
 
 
 def completed(found: Resource, service: str | None) -> Resource:

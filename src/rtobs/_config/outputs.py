@@ -5,12 +5,14 @@ Must not know what an event is about.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from rtobs import _conventions as names
 from rtobs import _guard
 from rtobs._conventions import REQUIRED_LOG_KEYS, LogKey
 
@@ -31,9 +33,33 @@ def line(event: Mapping[str, Any]) -> str:
 
 
 def to_stdout(event: Mapping[str, Any]) -> None:
-    """Print one event."""
-    sys.stdout.write(line(event) + "\n")
-    sys.stdout.flush()  # into a pipe, it would wait for 8 kB of explanations
+    """Print one event. What cannot be written (disk full, reader gone, stream closed) is counted as dropped."""
+    text = line(event) + "\n"
+    try:
+        _write(sys.stdout, text)
+    except Exception as error:  # noqa: BLE001  the stream is the host's, and may be anything
+        _guard.tally(names.TELEMETRY_DROPPED, "logs", "export_failed")
+        _guard.tell("stdout", "log events cannot be written to stdout, they are dropped: %s", type(error).__name__)
+
+
+def _write(stream: Any, text: str) -> None:
+    """Write a whole line at once, and leave nothing of ours in the host's buffer.
+
+    Python flushes that once more at the end of the process: a line of ours that failed would change its exit code.
+    """
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
+    if not isinstance(raw, io.FileIO):
+        stream.write(text)
+        stream.flush()  # into a pipe, it would wait for 8 kB of explanations
+        return
+    stream.flush()
+    data = text.encode("ascii")
+    while data:
+        written = raw.write(data)
+        if written is None:
+            raise BlockingIOError("nobody reads, and the host does not want to wait")
+        data = data[written:]
 
 
 def to_logging(event: Mapping[str, Any]) -> None:
