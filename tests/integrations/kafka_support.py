@@ -238,9 +238,10 @@ class Kafka(Conformance):
     async def test_a_record_that_is_published_again_is_the_next_attempt(self, adapter, queue, telemetry):
         """A handler that publishes to the topic it reads from, to try again later, makes attempts 1, 2 and 3."""
         client = await adapter.client()
+        again = iter([True, True, False])
 
         async def handle(message: Any) -> None:
-            if len(telemetry.spans("consume")) < 2:
+            if next(again):
                 await adapter.send(client, queue, adapter.body(message))
             await adapter.settle(message, "ack")
 
@@ -249,7 +250,7 @@ class Kafka(Conformance):
         await eventually(lambda: len(telemetry.spans("consume")) == 3)
         await stop()
         spans = telemetry.spans("consume")
-        assert [span.attributes.get("rtobs.attempt", 1) for span in spans] == [1, 2, 3]
+        assert sorted(span.attributes.get("rtobs.attempt", 1) for span in spans) == [1, 2, 3]  # they end in any order
         assert {span.attributes["rtobs.correlation_id"] for span in spans} == {correlation_id}
 
     async def test_a_commit_settles_inside_its_hop_and_is_timed(self, adapter, queue, telemetry):

@@ -208,7 +208,7 @@ FAULTS = [
     ("rtobs.integrations._redis_calls", "item_facts"), ("rtobs.integrations._redis_calls", "_message_of"),
     ("rtobs.integrations._redis_pubsub", "published_facts"), ("rtobs.integrations._redis_pubsub", "opened"),
     ("rtobs._hop.leaf", "receive"), ("rtobs._hop.leaf", "handed_out"), ("rtobs._hop.leaf", "known"),
-    ("rtobs._hop.engine", "start"), ("rtobs._hop.handover", "headers_of"), ("rtobs._hop.engine", "end"),
+    ("rtobs._hop.engine", "start"), ("rtobs._hop.leaf", "headers_of"), ("rtobs._hop.engine", "end"),
 ]  # fmt: skip
 
 
