@@ -139,7 +139,7 @@ def says_yes(question, broken):
 def case(name, page):
     """Return the test of one playbook's drill."""
     drill = DRILLS[name]
-    found = Case(name, STEP, dict(drill.series()))
+    found = Case(name, STEP, series=dict(drill.series()))
     during, after = WELL + drill.lasts - 2 * STEP, WELL + drill.lasts + HEALED - STEP
     fired = f'count(ALERTS{{alertstate="firing",alertname="{drill.alert}",playbook="{name}"}}) > bool 0 or vector(0)'
     for at, value in ((WELL - STEP, 0.0), (during, 1.0), (after, 0.0)):

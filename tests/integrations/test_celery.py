@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import logging
 import time
 from collections.abc import Callable, Generator
 from typing import Any
@@ -71,11 +73,23 @@ class Shop:
         self.app.close()
 
 
+@contextlib.contextmanager
+def worker(app: Celery) -> Generator[None, None, None]:
+    """Run a worker that says nothing, and give the root logger the level back that the worker takes from it."""
+    root = logging.getLogger()
+    level = root.level
+    try:
+        with start_worker(app, pool="solo", perform_ping_check=False, loglevel="CRITICAL"):
+            yield
+    finally:
+        root.setLevel(level)
+
+
 @pytest.fixture(scope="module", params=["redis", "amqp"])
 def running(request: pytest.FixtureRequest, unique: Callable[[str], str]) -> Generator[Shop, None, None]:
     shop = Shop(request.getfixturevalue(f"{request.param}_url"), unique("celery"))
     shop.broker = request.param
-    with start_worker(shop.app, pool="solo", perform_ping_check=False, loglevel="CRITICAL"):
+    with worker(shop.app):
         yield shop
     shop.close()
 
@@ -127,7 +141,7 @@ def test_wrapped_clients_below_kombu_make_no_second_hop(redis_url, unique, telem
 
     monkeypatch.setattr(redis.Redis, "__init__", wrapped)
     shop = Shop(redis_url, unique("celery"))
-    with start_worker(shop.app, pool="solo", perform_ping_check=False, loglevel="CRITICAL"):
+    with worker(shop.app):
         shop.app.tasks["plain"].delay()
         ran(telemetry)
         assert len(telemetry.spans("publish")) == len(telemetry.spans("consume")) == 1
