@@ -16,7 +16,6 @@ from rtobs import Outcome
 from rtobs import _conventions as names
 from rtobs._hop import leaf
 from rtobs._journey import envelope
-from rtobs.integrations import redis as redis_leaf
 from tests.integrations.adapter import NOWHERE, here, place_of
 from tests.integrations.redis_support import (
     GROUP,
@@ -280,13 +279,7 @@ async def test_a_hostile_carrier_is_counted_and_ignored(server, telemetry, field
 # Messages from elsewhere ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def forget_trust(monkeypatch):
-    """As if this test's wraps were the process's first."""
-    monkeypatch.setattr(redis_leaf, "_elsewhere", redis_leaf.Options())
-
-
-async def test_an_entry_from_elsewhere_is_known_by_its_shape(any_server, telemetry, forget_trust):
+async def test_an_entry_from_elsewhere_is_known_by_its_shape(any_server, telemetry):
     """An entry that XRANGE showed, or another process passed on, continues its journey all the same."""
     client, key = any_server.client(), any_server.key()
     with rtobs.accept("/orders") as hop:
@@ -300,7 +293,7 @@ async def test_an_entry_from_elsewhere_is_known_by_its_shape(any_server, telemet
 
 
 @pytest.mark.parametrize("trust", ["link", "ignore"])
-async def test_what_comes_from_elsewhere_is_trusted_as_little_as_anything(any_server, telemetry, forget_trust, trust):
+async def test_what_comes_from_elsewhere_is_trusted_as_little_as_anything(any_server, telemetry, trust):
     """Once a client of the process is wrapped with less trust, an entry known by its shape alone gets no more."""
     client, key = any_server.client(), any_server.key()
     any_server.client(trust=trust)
@@ -529,7 +522,7 @@ def test_an_envelope_needs_an_encoding_that_contains_ascii():
     rtobs.wrap(redis.Redis(encoding="latin-1"), envelope=True)
 
 
-async def test_the_second_hop_on_an_entry_is_its_own(any_server, telemetry, forget_trust):
+async def test_the_second_hop_on_an_entry_is_its_own(any_server, telemetry):
     """A block inside a handler joins the handler's hop; a block after it is another hop of the same journey."""
     client, key = any_server.client(), any_server.group()
     await client.xadd(key, {"a": 1})
