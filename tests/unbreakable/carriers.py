@@ -7,6 +7,7 @@ caller's headers and returns what the message carries. It must not know what is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -49,6 +50,8 @@ class AmqpCarrier:
 
     name = "amqp"
     headers = True
+    _exchange: Any = SimpleNamespace(channel=SimpleNamespace(_connection=SimpleNamespace(transport=None)))
+    """One between two connections: nobody says how large a frame may be."""
 
     def took(self, headers: Any, inside: Inside) -> Any:
         native = self._native(AmqpMessage(b"x", headers={}))
@@ -59,7 +62,7 @@ class AmqpCarrier:
     def sent(self, headers: Any) -> Any:
         message = AmqpMessage(b"x", headers=headers)
         with leaf.Send(Facts("rabbitmq", "orders")) as send:
-            return self._native(aio_pika._carrying(send, message)).headers
+            return self._native(aio_pika._carrying(send, self._exchange, message)).headers
 
     @staticmethod
     def _native(message: AmqpMessage) -> IncomingMessage:

@@ -190,7 +190,7 @@ def test_a_stranger_is_linked_and_not_believed(one: Any, telemetry: Telemetry) -
     assert record.parent_span_id == 0
     assert (journey.tenant, journey.region, journey.source, journey.named, kept) == ("", "", "", False, "")
     assert (journey.promised, journey.channel, journey.intent) == (frozenset(), "", "")
-    assert record.tracestate == journey.tracestate == ""
+    assert record.tracestate in ("", "ot=th:0")  # our own decision; theirs has members besides
     assert context == {}
     assert "evil" not in str(out)
     assert "victim" not in str(out)
