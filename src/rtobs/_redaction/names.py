@@ -9,6 +9,8 @@ import re
 from enum import Enum, auto
 from itertools import pairwise
 
+from rtobs._redaction import spelled
+
 
 class Kind(Enum):
     """What a field's name says of its value."""
@@ -73,7 +75,7 @@ def is_secret(name: str, *, in_query: bool = False) -> bool:
 
 
 def _kind(name: str) -> Kind | None:
-    words = [word.lower() for word in _WORD.findall(name[-_LONGEST:])]
+    words = [word.lower() for word in _WORD.findall(spelled.plain(name[-_LONGEST:]))]
     if not words:
         return None
     last = words[-1]

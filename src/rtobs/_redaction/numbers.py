@@ -9,13 +9,27 @@ import re
 
 from rtobs._redaction import identity
 
-_DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){7}|[A-Z]{2}\d{2}[ -]?[A-Z0-9]{4}|\d{1,3}/\d{2,5}/\d")
+_DIGITS = re.compile(r"\d(?:[ ()./-]{0,3}\d){7}|[A-Z]{2}\d{2}[ -]?[A-Z0-9]{4}")
 _LONG_NUMBER = re.compile(r"(?<![^\W_])(?<!\.)\d(?:[ -]?\d){12,60}+(?![^\W_])|(?<![\w.])\d{4}(?:\.\d{4}){3}(?![\w.])")
 _PHONE = re.compile(
     r"(?<![\d.+])\+[1-9](?:[ ().-]{0,2}\d|/\d){7,14}+(?!\d)"
     r"|(?<![\w.+])(?:00[1-9]\d{0,2}[ ./-](?:[ ()./-]{0,2}\d){7,12}+(?![\w-])"
     r"|\(\d{3}\) ?\d{3}[- ]\d{4}(?![\w-])|\d{3}[-. ]\d{3}[-. ]\d{4}(?![\w-]))"
 )
+_NATIONAL = re.compile(
+    r"(?<![\w.+:/-])(?:\(0[1-9]\d{1,4}\) ?\d{2,8}(?:[ -]\d{2,6}){0,3}+"  # (030) 123 45 67
+    r"|0[1-9]\d{1,4}(?: ?[/-] ?| )\d{3,8}(?:[ -]\d{2,6}){0,3}+"  # 030 1234567, 07700 900123, 089/1234567
+    r"|(?<!\d[ .])0[1-9](?:[ .]\d{2}){4}"  # 06 12 34 56 78
+    r"|0[1-9]\d{8,10})(?![ .-]?\d|[\w:/-])"  # 015112345678
+)
+_FEWEST_DIGITS, _MOST_DIGITS = 9, 13
+_SAID = re.compile(
+    r"(\b(?:phone|telephone|tele?fon|tel|mobile?|handy|cell|msisdn|fax|whatsapp|sms to|call(?:ed|ing)?|dial(?:l?ed)?)"
+    r"(?:[ _-]?(?:number|nummer|no|nr))?\\{0,3}[\"']?[ ]{0,2}[.:=]{0,2}[ ]{0,2}\\{0,3}[\"']?)"
+    r"(\(?\d(?:[ ().-]{0,2}\d){6,14}+)(?![\w:-]|\.\d)",
+    re.IGNORECASE,
+)
+"""A number that is said to be a phone's: "call 415 555 26 71"."""
 _SSN = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")
 _IBAN = re.compile(
     r"(?<![A-Za-z0-9])(?:[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,4})?"
@@ -38,7 +52,18 @@ def search(text: str) -> str:
         return text
     text = _SSN.sub("[redacted:ssn]", _IBAN.sub(_iban, text))
     text = _PHONE.sub(lambda match: identity.of("phone", f"+{_NOT_A_DIGIT.sub('', match[0])}"), text)
+    text = _NATIONAL.sub(_national, text)
+    text = _SAID.sub(lambda match: f"{match[1]}{_local(match[2])}", text)
     return _LONG_NUMBER.sub(_card, text)
+
+
+def _national(match: re.Match[str]) -> str:
+    return _local(match[0]) if _FEWEST_DIGITS <= sum(map(str.isdigit, match[0])) <= _MOST_DIGITS else match[0]
+
+
+def _local(number: str) -> str:
+    """Stand for a number without its country, which is another hash than that of the same number with it."""
+    return identity.of("phone", _NOT_A_DIGIT.sub("", number))
 
 
 def _iban(match: re.Match[str]) -> str:

@@ -23,7 +23,7 @@ def search(value: str, encoded: int = 2) -> str:
     Words that are percent-encoded, as often as *encoded* says, are also searched as what they stand for.
     """
     plain = found = spelled.plain(value)
-    if encoded and "%" in found and _ESCAPE.search(found) is not None:
+    if encoded and _ENCODED.search(found) is not None:
         found = _WORD.sub(lambda match: _decoded(match[0], encoded - 1), found)
     lower = found.lower()
     if "-----BEGIN" in found:
@@ -45,14 +45,15 @@ def search(value: str, encoded: int = 2) -> str:
     return value if found == plain else found
 
 
-_ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
+_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}|(?<=[?&])[\w.-]++=[^\s&#+]*+\+")
+_CODES = frozenset("%+")
 _WORD = re.compile(r"[^\s&=?#;\"'<>]++")
 
 
 def _decoded(word: str, encoded: int) -> str:
-    if "%" not in word:
+    if _CODES.isdisjoint(word):
         return word
-    found = "/".join([_decoded_part(part, encoded) if "%" in part else part for part in word.split("/")])
+    found = "/".join([part if _CODES.isdisjoint(part) else _decoded_part(part, encoded) for part in word.split("/")])
     return _decoded_part(word, encoded) if found == word else found
 
 

@@ -125,6 +125,9 @@ def secrets(seed: int = 1) -> list[Secret]:  # noqa: PLR0915 - a line for each k
     add("phone", f"+49 151 {some(3, '123456789')} {some(5, '123456789')}")
     add("phone with brackets", f"({some(3, '23456789')}) {some(3, '23456789')}-{some(4, '123456789')}")
     add("social security number", f"{some(3, '123456')}-{some(2, '123456789')}-{some(4, '123456789')}")
+    add("phone without its country", f"0151 {some(4, '123456789')} {some(4, '123456789')}")
+    password = some(12)
+    add("password of a program", f"mysql -u app -p{password} orders", password)
     # By name ---------------------------------------------------------------------------------------------------------
     named("password", "password", some(9).lower())
     named("database password", "DB_PASSWORD", some(11))
@@ -141,4 +144,5 @@ def secrets(seed: int = 1) -> list[Secret]:  # noqa: PLR0915 - a line for each k
     digest = some(20)
     found.append(Secret("authorization", f"Authorization: Custom {digest} x", digest, "authorization"))
     named("signing key", "signing_key", str(UUID(int=chance.getrandbits(128))))
+    named("password in look-alike letters", "p\u0430ssword", some(10))
     return found
