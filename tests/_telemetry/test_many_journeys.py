@@ -7,6 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Generator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -94,14 +95,15 @@ def run() -> Generator[Run]:
     gone = Gone()
     options = {"slow": {"push": 5.0}, "high_value": {"acme"}, "logs": lambda _event: None}
     _process(patch, gone, RATE, **options)
-    identities._random.seed(2026)
     drawn = random.Random(2026)
+    identities.forget_drawn()
+    patch.setattr(identities, "os", SimpleNamespace(urandom=random.Random(2026).randbytes))
     fates = {}
     for fate in drawn.choices(list(FATES), list(FATES.values()), k=JOURNEYS):
         fates[send(clock, fate)] = fate
     yield Run(fates, gone, everything.spans / 500 * JOURNEYS, everything.bytes / 500 * JOURNEYS, Telemetry())
     patch.undo()
-    identities.reseed()
+    identities.forget_drawn()
     stop()
 
 
