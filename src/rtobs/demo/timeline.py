@@ -88,9 +88,10 @@ def tell(telemetry: Telemetry, correlation_id: str) -> Tale | None:
 def choose_failed(telemetry: Telemetry, suspect: Suspect | None) -> Tale | None:
     """Tell the most telling message that failed for good; without one, None.
 
-    A message of the failing connector comes first, then the one that was tried most often.
+    A message of the failing connector comes first, then one that the head had not sampled, then the one that was
+    tried most often.
     """
-    best: tuple[tuple[bool, bool, float], str] | None = None
+    best: tuple[tuple[bool, bool, bool, float], str] | None = None
     for correlation_id in list(telemetry.pinned):
         spans = telemetry.journey(correlation_id)
         bad = bad_endings(spans)
@@ -98,7 +99,8 @@ def choose_failed(telemetry: Telemetry, suspect: Suspect | None) -> Tale | None:
             continue
         theirs = suspect is not None and any(ending.channel == suspect.channel for ending in bad)
         tries = max(ending.consume.number(Attribute.ATTEMPT) or 1.0 for ending in bad)
-        rank = _whole(spans), theirs, tries
+        rebuilt = any(Attribute.RECONSTRUCTED in span.attributes for span in spans)
+        rank = _whole(spans), theirs, rebuilt, tries
         if best is None or rank > best[0]:
             best = rank, correlation_id
     return None if best is None else tell(telemetry, best[1])
