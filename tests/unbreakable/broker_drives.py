@@ -20,8 +20,10 @@ from tests.integrations.test_conformance_memory import MemoryAdapter
 from tests.integrations.test_conformance_nats import CoreAdapter, JetStreamAdapter
 from tests.integrations.websocket_support import WebSocketAdapter
 from tests.support.timing import eventually, scaled
+from tests.unbreakable import worker_drives as workers
 from tests.unbreakable.client_drives import AioHttp, Requests, Sqs
 from tests.unbreakable.drives import Asgi, Blocks, Drive, Functions, HostError, Http, Saw, awaited
+from tests.unbreakable.web_drives import Django, Wsgi
 
 
 class Broker(Drive):
@@ -125,15 +127,18 @@ class Iterated(Drive):
         await self._adapter.declare(self._queue)
         self._client = await self._adapter.client(wrapped=self.wrapped)
         self._items = await self._adapter.iterate(self._client, self._queue)
+        self._handled: Saw = []
+
+        @rtobs.consume("orders")
+        async def handle(native: Any) -> None:
+            self._handled.append(("handled", self._adapter.body(native)))
+
+        self._handle = handle
 
     async def run(self) -> Saw:
         adapter, client = self._adapter, self._client
         saw: Saw = []
-
-        @rtobs.consume("orders")
-        async def handle(native: Any) -> None:
-            saw.append(("handled", adapter.body(native)))
-
+        self._handled.clear()
         with rtobs.accept("/orders"):
             await adapter.send(client, self._queue, b"one", {"x-shop": "Zürich"})
         native = await anext(self._items)
@@ -145,9 +150,9 @@ class Iterated(Drive):
                 await adapter.send(client, self._queue, body)
             native = await anext(self._items)
             saw.append(adapter.body(native))
-        await handle(native)
+        await self._handle(native)
         await asyncio.sleep(0.001)  # and nothing comes twice
-        return saw
+        return saw + self._handled
 
     async def close(self) -> None:
         await self._adapter.close()
@@ -228,8 +233,8 @@ class JetStream(Broker):
         return saw
 
 
-def drives(
-    unique: Callable[[str], str], amqp_url: str, redis_url: str, nats_url: str, mqtt_url: str
+def drives(  # noqa: PLR0917  an address each
+    unique: Callable[[str], str], amqp_url: str, redis_url: str, nats_url: str, mqtt_url: str, kafka_address: str
 ) -> dict[str, Callable[[], Drive]]:
     """Return a maker of each program by its name."""
     return {
@@ -252,4 +257,14 @@ def drives(
         "aiohttp": AioHttp,
         "requests": Requests,
         "sqs": Sqs,
+        "kafka": workers.KafkaPython,
+        "aiokafka": workers.AioKafka,
+        "confluent_kafka": lambda: workers.Confluent(kafka_address, unique),
+        "paho": lambda: workers.PahoDrive("paho", mqtt_url, V5, unique),
+        "paho 3.1.1": lambda: workers.PahoDrive("paho 3.1.1", mqtt_url, V3, unique),
+        "pika": lambda: workers.PikaDrive(amqp_url, unique),
+        "celery": workers.CeleryDrive,
+        "faststream": lambda: workers.FastStreamDrive(amqp_url, unique),
+        "wsgi": Wsgi,
+        "django": Django,
     }

@@ -236,8 +236,11 @@ class Http(Drive):
 
         self._asked: Saw = []
         transport = httpx.MockTransport(answer)
-        self._client = rtobs.wrap(httpx.AsyncClient(transport=transport, follow_redirects=True))
-        self._sync = rtobs.wrap(httpx.Client(transport=transport))
+        self._client = httpx.AsyncClient(transport=transport, follow_redirects=True)
+        self._sync = httpx.Client(transport=transport)
+        if self.wrapped:
+            rtobs.wrap(self._client)
+            rtobs.wrap(self._sync)
 
         @rtobs.deliver("connector", "crm")
         async def deliver(path: str) -> httpx.Response:
@@ -295,7 +298,8 @@ class Asgi(Drive):
                 Route("/named/{number}", named),
             ]
         )
-        self._app, self._bare = rtobs.wrap(app), asgi.Middleware(bare)
+        self._app: Any = rtobs.wrap(app) if self.wrapped else app
+        self._bare: Any = asgi.Middleware(bare) if self.wrapped else bare
 
     async def _ask(self, app: Any, path: str, event: str = "http.request") -> Saw:
         sent: Saw = []

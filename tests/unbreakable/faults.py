@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rtobs import _conventions as names
 from rtobs._hop import engine
 from rtobs._hop.runtime import runtime
+from rtobs._journey import journey
 from tests.support import telemetry as support
 from tests.unbreakable.drives import Drive, Saw
 from tests.unbreakable.sites import ROOMS, Fault, Site, is_passage, recording
@@ -67,6 +68,7 @@ def forget_all() -> support.Telemetry:
     found = support.start(strict=False)
     engine.is_on()  # binds the rooms: that is the process's start, not a message's way
     runtime._ways.clear()
+    journey.forget_drawn()
     for cache in _caches(len(sys.modules)):
         if isinstance(cache, dict | set):
             cache.clear()

@@ -29,7 +29,8 @@ ROWS: dict[str, Row] = {
         "An application sees the same with and without rtobs: results, exceptions, calls, on every leaf.",
         "Time passes: a hop costs what [benchmarks](benchmarks.md) says.",
         _all("unbreakable/test_same_app.py", "an_application_sees_the_same_with_and_without_rtobs",
-             "ten_thousand_messages_through_each_broker"),
+             "a_program_sees_the_same_with_and_without_its_client_wrapped", "ten_thousand_messages_through_each_broker",
+             "ten_thousand_messages_through_each_program"),
     ),
     "R2": Row(
         "Faults of rtobs",
@@ -121,7 +122,7 @@ ROWS: dict[str, Row] = {
         "Counts are exact and no histogram is torn while many threads measure and somebody collects.",
         "With the interpreter lock; builds without it were not tried.",
         _all("unbreakable/test_threads.py", "sixty_four_threads_count_exactly_while_telemetry_is_collected",
-             "sixty_four_threads_with_ten_thousand_operations_each"),
+             "sixty_four_threads_with_ten_thousand_messages_each"),
     ),
     "R15": Row(
         "Memory",

@@ -56,6 +56,19 @@ PASSAGES: tuple[tuple[str, str], ...] = (
     ("integrations/requests.py", r"super(\(\)\.\w+)?|untyped\.\w+"),
     ("integrations/aiomqtt.py", r"super(\(\)\.\w+)?"),
     ("integrations/websockets.py", r"super(\(\)\.\w+)?|untyped\.\w+"),
+    ("integrations/kafka.py", r"super(\(.*\)\.\w+)?|plain|_kafka\.own\(super.*"),
+    ("integrations/aiokafka.py", r"super(\(.*\)\.\w+)?|plain|_kafka\.own\(super.*"),
+    ("integrations/confluent_kafka.py", r"super|plain|_kafka\.own\(plain\)"),
+    ("integrations/confluent_kafka.py", r"_(produce|poll|consume|commit|store_offsets|seek)"),  # as above, further in
+    ("integrations/_confluent_kafka.py", r"self\._callback"),  # the report that the user has asked for
+    ("integrations/_twin.py", r"getattr"),  # what a stand-in does not do itself
+    ("integrations/paho.py", r"super(\(\)\.\w+)?"),
+    ("integrations/pika.py", r"super|cast(\('Any', super\(\)\)\.\w+)?|_each|next|messages\.close"),
+    ("integrations/celery.py", r"super|(LOAD_ATTR )?cast(\(['\"]Any['\"], super\(\)\)\.\w+)?|send"),
+    ("integrations/faststream.py", r"call_next"),
+    ("integrations/wsgi.py", r"super(\(\)\.\w+)?|app|self\._start|close"),
+    ("integrations/wsgi.py", r"_serve|_Body|iter|next"),  # as above, further in
+    ("integrations/django.py", r"self\.(get_response|_serve(_async)?)|a?next"),
     ("integrations/redis.py", r"super|untyped\.\w+|execute"),
     ("integrations/_redis_pubsub.py", r"super|untyped\.\w+"),
     ("integrations/_redis_calls.py", r"execute|encode"),

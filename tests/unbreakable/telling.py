@@ -20,7 +20,7 @@ _VARY = frozenset({
 """Instruments whose values are times, or that count what we do ourselves."""
 _IDS = frozenset({
     "rtobs.correlation_id", "rtobs.intent_id", "messaging.message.id", "messaging.message.conversation_id",
-    "messaging.consumer.group.name",
+    "messaging.consumer.group.name", "messaging.kafka.offset",
 })  # fmt: skip
 
 _UNIQUE = re.compile(r"rtobs-test-\w+-\d+-")

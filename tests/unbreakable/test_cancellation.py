@@ -16,11 +16,14 @@ import rtobs
 from rtobs import _conventions as names
 from rtobs._hop import engine
 from rtobs.integrations.memory import Broker
+from tests.integrations.kafka_support import kafka_address
 from tests.support import telemetry as support
 from tests.support.timing import eventually, scaled
 from tests.unbreakable.broker_drives import drives
 from tests.unbreakable.drives import Drive
 from tests.unbreakable.telling import EachOnce
+
+__all__ = ["kafka_address"]
 
 PROGRAMS = (
     "functions", "memory", "aio_pika", "redis streams", "redis lists", "redis pubsub", "nats", "jetstream", "httpx",
@@ -72,9 +75,11 @@ class Stepped:
 
 
 @pytest.fixture
-def makers(unique, amqp_url, redis_url, nats_url, mqtt_url) -> dict[str, Callable[[], Drive]]:
+def makers(  # noqa: PLR0917  pytest gives fixtures by name
+    unique, amqp_url, redis_url, nats_url, mqtt_url, kafka_address
+) -> dict[str, Callable[[], Drive]]:
     """The host programs by name."""
-    return drives(unique, amqp_url, redis_url, nats_url, mqtt_url)
+    return drives(unique, amqp_url, redis_url, nats_url, mqtt_url, kafka_address)
 
 
 @pytest.fixture

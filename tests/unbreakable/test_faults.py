@@ -15,6 +15,7 @@ from rtobs import _conventions as names
 from rtobs._hop import engine, leaf
 from rtobs._telemetry import workers
 from rtobs.integrations.memory import Broker
+from tests.integrations.kafka_support import kafka_address
 from tests.support import telemetry as support
 from tests.unbreakable import faults
 from tests.unbreakable.broker_drives import drives
@@ -22,7 +23,11 @@ from tests.unbreakable.drives import Drive
 from tests.unbreakable.faults import ERRORS, Survey, Trial
 from tests.unbreakable.sites import PASSAGES, Site, is_passage
 
+__all__ = ["kafka_address"]
+
 Makers = dict[str, Callable[[], Drive]]
+LEFT = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""What a client leaves behind where its own call, a passage, is made to fail."""
 
 
 @pytest.fixture
@@ -38,11 +43,11 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def makers(  # noqa: PLR0917  pytest gives fixtures by name
     slow: None, unique: Callable[[str], str], amqp_url: str, redis_url: str, nats_url: str, mqtt_url: str,
-    caplog: pytest.LogCaptureFixture,
+    kafka_address: str, caplog: pytest.LogCaptureFixture,
 ) -> Iterator[Makers]:  # fmt: skip
     """The host programs; what they and their clients log of a fault is not kept."""
     with caplog.at_level(logging.CRITICAL + 1):
-        yield drives(unique, amqp_url, redis_url, nats_url, mqtt_url)
+        yield drives(unique, amqp_url, redis_url, nats_url, mqtt_url, kafka_address)
     support.stop()
 
 
@@ -65,6 +70,7 @@ def _check(trials: list[Trial]) -> None:
     assert found == [], f"{len(found)} faults did harm:\n" + "\n".join(found[:40])
 
 
+@LEFT
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_every_call_on_the_message_path_may_fail(makers):
@@ -85,6 +91,7 @@ async def test_every_call_on_the_message_path_may_fail(makers):
     assert {is_passage(site) for site in known} - {None} == set(PASSAGES), "a passage that does not occur"
 
 
+@LEFT
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 async def test_every_call_may_fail_in_every_program(makers):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
@@ -15,21 +16,34 @@ from typing import Any, NamedTuple, Self
 
 import httpx
 import pytest
+from confluent_kafka import Consumer, Producer
 
 import rtobs
 from rtobs import _conventions as names
 from rtobs._hop import engine
 from rtobs._hop.runtime import runtime
 from rtobs.integrations import asgi
+from tests.integrations.kafka_support import kafka_address
+from tests.integrations.mqtt_support import V3, V5, AiomqttAdapter, PahoAdapter
+from tests.integrations.pika_support import PikaAdapter
 from tests.integrations.redis_modes import ListsAdapter, PubSubAdapter, StreamsAdapter
+from tests.integrations.sqs_modes import AiobotocoreAdapter, Boto3Adapter
 from tests.integrations.test_conformance_aio_pika import AioPikaAdapter
+from tests.integrations.test_conformance_aiokafka import AiokafkaAdapter
+from tests.integrations.test_conformance_confluent_kafka import ConfluentAdapter
+from tests.integrations.test_conformance_kafka import KafkaPythonAdapter
 from tests.integrations.test_conformance_memory import MemoryAdapter
 from tests.integrations.test_conformance_nats import CoreAdapter, JetStreamAdapter
+from tests.integrations.websocket_support import WebSocketAdapter
 from tests.support import telemetry as support
 from tests.support.timing import eventually
+from tests.unbreakable.client_drives import AioHttp, Requests
+from tests.unbreakable.drives import Asgi, Drive, Http
+from tests.unbreakable.web_drives import Wsgi
+from tests.unbreakable.worker_drives import CeleryDrive, FastStreamDrive
 
-IN_CI = 1_430
-"""Messages through each broker: 10,010 over the seven ways of CI."""
+__all__ = ["kafka_address"]
+
 IN_SOAK = 10_000
 TRIES = 3
 AT_ONCE = 20
@@ -51,6 +65,12 @@ class Way(NamedTuple):
     """Whether messages have headers."""
     subscribes: bool = False
     """Whether a message reaches only those who listen already."""
+    rejects: bool = True
+    """Whether a message that is rejected is gone without a queue for dead letters."""
+    replies: bool = True
+    """Whether a client can take from one of its queues and not from the others."""
+    in_ci: int = 1_430
+    """Messages in CI: 10,010 through the ways that take a millisecond, fewer through those that take their time."""
 
 
 WAYS = {
@@ -61,6 +81,34 @@ WAYS = {
     "redis pubsub": Way(PubSubAdapter, "redis_url", settles=False, carries=False, subscribes=True),
     "nats": Way(CoreAdapter, "nats_url", settles=False, subscribes=True),
     "jetstream": Way(JetStreamAdapter, "nats_url"),
+    "pika": Way(lambda url: PikaAdapter(url, str), "amqp_url", in_ci=200),
+    "aiokafka": Way(AiokafkaAdapter, "kafka_address", in_ci=200),
+    "kafka": Way(KafkaPythonAdapter, "kafka_address", in_ci=100),
+    "confluent_kafka": Way(lambda url: ConfluentAdapter(url, Producer, Consumer), "kafka_address", in_ci=100),
+    "sqs": Way(Boto3Adapter, "aws_url", rejects=False, in_ci=50),
+    "sqs, asyncio": Way(AiobotocoreAdapter, "aws_url", rejects=False, in_ci=50),
+    "paho": Way(lambda url: PahoAdapter(url, V5), "mqtt_url", settles=False, subscribes=True, replies=False, in_ci=60),
+    "aiomqtt": Way(
+        lambda url: AiomqttAdapter(url, V5), "mqtt_url", settles=False, subscribes=True, replies=False, in_ci=200
+    ),
+    "websockets": Way(
+        lambda _: WebSocketAdapter(),
+        "redis_url",
+        settles=False,
+        carries=False,
+        subscribes=True,
+        replies=False,
+        in_ci=200,
+    ),
+    "aiomqtt 3.1.1": Way(
+        lambda url: AiomqttAdapter(url, V3),
+        "mqtt_url",
+        settles=False,
+        carries=False,
+        subscribes=True,
+        replies=False,
+        in_ci=200,
+    ),
 }
 
 
@@ -101,10 +149,11 @@ class App:
     def __init__(self, tools: Tools, way: Way, adapter: Any, seed: int, messages: int) -> None:
         self._way, self._adapter, self._tools = way, adapter, tools
         chance = random.Random(seed)
-        endings = ["ok", "ok", "ok", "reply", "crm fails", "crm refuses", "raises", "swallows"]
-        if way.settles:
-            endings += ["nack once", "reject", "raises, then ok"]
-        self.plans = [(chance.choice(endings), chance.randbytes(chance.randrange(4, 40))) for _ in range(messages)]
+        self.endings = ["ok", "ok", "ok", "crm fails", "crm refuses", "raises", "swallows"]
+        self.endings += ["reply"] if way.replies else []
+        self.endings += ["nack once", "raises, then ok"] if way.settles else []
+        self.endings += ["reject"] if way.settles and way.rejects else []
+        self.plans = [(chance.choice(self.endings), chance.randbytes(chance.randrange(4, 40))) for _ in range(messages)]
         self.saw: dict[int, list[object]] = {number: [] for number in range(messages)}
         self.replies: Counter[bytes] = Counter()
         self.asked: Counter[tuple[str, str]] = Counter()
@@ -257,7 +306,7 @@ async def _check(run: Any, name: str, messages: int) -> None:
     assert telemetry.count(names.SENT_MESSAGES) == messages + answered
     assert telemetry.count(names.PROCESS_DURATION) == handled
     kinds = Counter(ending for ending, _ in seen.plans)
-    assert len(kinds) == (9 if WAYS[name].settles else 6)
+    assert kinds.keys() == set(seen.endings)
     print(f"\n{name}: {messages} messages, {handled} deliveries, {answered} answers: {dict(kinds)}")
 
 
@@ -266,7 +315,7 @@ async def _check(run: Any, name: str, messages: int) -> None:
 @pytest.mark.parametrize("name", WAYS)
 async def test_an_application_sees_the_same_with_and_without_rtobs(run, name):
     """Results, exceptions, what was asked by HTTP, answers and what is left on the broker are the same; no faults."""
-    await _check(run, name, IN_CI)
+    await _check(run, name, WAYS[name].in_ci)
 
 
 @pytest.mark.soak
@@ -275,6 +324,51 @@ async def test_an_application_sees_the_same_with_and_without_rtobs(run, name):
 async def test_ten_thousand_messages_through_each_broker(run, name):
     """The same for 10,000 messages through each broker."""
     await _check(run, name, IN_SOAK)
+
+
+# Programs of another shape -------------------------------------------------------------------------------------------
+
+PROGRAMS: dict[str, Callable[[str, Callable[[str], str]], Drive]] = {
+    "httpx": lambda *_: Http(), "requests": lambda *_: Requests(), "aiohttp": lambda *_: AioHttp(),
+    "asgi": lambda *_: Asgi(), "wsgi": lambda *_: Wsgi(), "celery": lambda *_: CeleryDrive(),
+    "faststream": FastStreamDrive,
+}  # fmt: skip
+RUNS = {"in CI": 30, "in soak": 5_000}
+
+
+async def _check_program(name: str, amqp_url: str, unique: Callable[[str], str], runs: int) -> None:
+    saw: dict[bool, list[object]] = {}
+    for wrapped in (False, True):
+        telemetry = support.start(strict=False)
+        program = PROGRAMS[name](amqp_url, unique)
+        program.wrapped = wrapped
+        await program.open()
+        saw[wrapped] = [await program.run() for _ in range(runs)]
+        await program.close()
+        assert telemetry.by(names.INTERNAL_ERRORS, "site") == {}
+        assert engine.current() is None
+    support.stop()
+    differ = [pair for pair in zip(saw[False], saw[True], strict=True) if pair[0] != pair[1]]
+    assert differ[:1] == []
+    print(f"\n{name}: {runs} runs of {len(saw[True][0])} results and exceptions each")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_a_program_sees_the_same_with_and_without_its_client_wrapped(name, amqp_url, unique, caplog):
+    """HTTP clients, web servers, Celery and FastStream return, raise and answer the same, wrapped or not."""
+    with caplog.at_level(logging.CRITICAL + 1):
+        await _check_program(name, amqp_url, unique, RUNS["in CI"])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_ten_thousand_messages_through_each_program(name, amqp_url, unique, caplog):
+    """The same for 5,000 runs, each of several requests or messages."""
+    with caplog.at_level(logging.CRITICAL + 1):
+        await _check_program(name, amqp_url, unique, RUNS["in soak"])
 
 
 async def test_a_difference_is_seen(run, monkeypatch):

@@ -6,8 +6,6 @@ nothing and decides nothing. Must not know ASGI, any framework or any client.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -141,17 +139,11 @@ class Request:
                 engine.close_again(self.record)
             _guard.fault("http.request", fault)
 
-    @contextmanager
-    def resumed(self) -> Generator[None]:
+    def resumed(self) -> _Resumed:
         """Be the current hop further in, where a framework in between has begun a context without it."""
-        around = self._resume()
-        try:
-            yield
-        finally:
-            if around is not None:
-                attach(around)
+        return _Resumed(self)
 
-    def _resume(self) -> Context | None:
+    def resume(self) -> Context | None:
         """Make the hop the current one if there is none; return the context from before."""
         try:
             if self.record is None or engine.current() is not None:
@@ -162,6 +154,33 @@ class Request:
             _guard.fault("http.request", fault)
             return None
         return around
+
+
+class _Resumed:
+    """``with`` round what is further in; it raises nothing."""
+
+    __slots__ = ("_around", "_request")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._around: Context | None = None
+
+    def __enter__(self) -> None:
+        self._around = self._request.resume()
+
+    def __exit__(self, *_: object) -> None:
+        around = self._around
+        if around is not None and not _restored(around):
+            _restored(around)
+
+
+def _restored(around: Context) -> bool:
+    try:
+        attach(around)
+    except Exception as fault:  # noqa: BLE001  what was further in has ended
+        _guard.fault("http.request", fault)
+        return False
+    return True
 
 
 # A call goes out -----------------------------------------------------------------------------------------------------

@@ -39,21 +39,32 @@ def begin(app: Any, task: Any) -> None:
     request = task.request
     if not request.is_eager:
         scope = leaf.Process(_celery_facts.describe(request, app))
-        scope.__enter__()
         setattr(request, _SCOPE, scope)
+        scope.__enter__()
 
 
 def _postrun(task: Any, retval: Any = None, state: str | None = None, **_: Any) -> None:
-    guarded(_end, None, task, retval, state, sys.exc_info()[1] if state is None else None)
-
-
-def _end(task: Any, value: Any, state: str | None, raised: BaseException | None) -> None:
-    scope: leaf.Process | None = vars(task.request).pop(_SCOPE, None)
+    # Twice, for a hop that is not ended would be the next task's.
+    scope = guarded(_taken, None, task) or guarded(_taken, None, task)
     if scope is None:
         return
-    if state is None and cast("Any", current_process)().name != _MAIN:
+    if state is None and guarded(_is_child, False):  # noqa: FBT003  "not that we know"
         scope.abandon()  # a child that is made to end: its parent tells why, or the message comes back
         return
+    scope.__exit__(None, guarded(_judge, None, scope, task, retval, state), None)
+
+
+def _taken(task: Any) -> leaf.Process | None:
+    return vars(task.request).pop(_SCOPE, None)  # type: ignore[no-any-return]
+
+
+def _is_child() -> bool:
+    return bool(cast("Any", current_process)().name != _MAIN)
+
+
+def _judge(scope: leaf.Process, task: Any, value: Any, state: str | None) -> Any:
+    """Note on a hop what became of its task; return the exception that it ends with."""
+    raised = sys.exc_info()[1] if state is None else None
     error: Any = value if state in (states.RETRY, states.FAILURE, states.REJECTED) else raised
     record = scope.record
     if record is not None:
@@ -64,7 +75,7 @@ def _end(task: Any, value: Any, state: str | None, raised: BaseException | None)
         error = _behind(error, "exc")  # why it is tried again
     elif isinstance(error, Reject):
         error = _behind(error, "reason")
-    scope.__exit__(None, error, None)
+    return error
 
 
 def _behind(error: Any, name: str) -> Any:
@@ -99,11 +110,12 @@ def _revoked(sender: Any, request: Any, terminated: bool = False, expired: bool 
 
 
 def _lost(sender: Any, task_id: str, exception: Any = None, **_: Any) -> None:
-    if isinstance(exception, WorkerLostError | TimeLimitExceeded):
-        guarded(_lost_with, None, sender, task_id, exception)
+    guarded(_lost_with, None, sender, task_id, exception)
 
 
-def _lost_with(task: Any, task_id: str, error: BaseException) -> None:
+def _lost_with(task: Any, task_id: str, error: Any) -> None:
+    if not isinstance(error, WorkerLostError | TimeLimitExceeded):
+        return
     request = task.request
     if request.id == task_id and _SCOPE not in vars(request):
         _told(task.app, request, None, "", error)

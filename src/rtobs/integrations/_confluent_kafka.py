@@ -45,11 +45,13 @@ def facts_of(native: Message, options: Options) -> Facts | None:
 class Produce:
     """The arguments of one ``produce`` after the topic."""
 
-    __slots__ = ("_order", "args", "options")
+    __slots__ = ("_order", "args", "headers", "options")
 
     def __init__(self, client: object, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.args, self.options = list(args), dict(options)
         self._order = _SERIALIZE if isinstance(client, SerializingProducer) else _PRODUCE
+        self.headers = self["headers"]
+        """As the caller gave them."""
 
     def __getitem__(self, name: str) -> Any:
         place = self._order.index(name)
@@ -93,6 +95,7 @@ class _Report:
 
     def __call__(self, error: KafkaError | None, message: Message) -> object:
         guarded(self._end, None, error, message)
+        guarded(self._let_go, None)
         return self._callback(error, message)
 
     def _end(self, error: KafkaError | None, message: Message) -> None:
@@ -102,8 +105,11 @@ class _Report:
             self.done.set_exception(KafkaException(error))
 
     def __del__(self) -> None:
+        guarded(self._let_go, None)
+
+    def _let_go(self) -> None:
         if not self.done.done():
-            guarded(self.done.set_result, None, None)
+            self.done.set_result(None)
 
 
 def is_too_large(error: KafkaException) -> bool:

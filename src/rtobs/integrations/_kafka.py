@@ -145,6 +145,10 @@ def settling(message: Message | None, destination: str = "") -> leaf.Settle:
 
 def own(method: Any) -> Any:
     """Return a client's method from under OpenTelemetry's instrumentation of it, which makes its span in any case."""
+    return guarded(_under, method, method)
+
+
+def _under(method: Any) -> Any:
     wrapper = getattr(method, "_self_wrapper", None)
     while wrapper is not None and getattr(wrapper, "__module__", "").startswith(_CONTRIB):
         method = method.__wrapped__

@@ -157,7 +157,7 @@ class _Consumer(AIOKafkaConsumer):
 
     async def getone(self, *partitions: Any) -> Any:
         plain = _kafka.own(super().getone)
-        if _iterating.get():
+        if guarded(_iterating.get, False):  # noqa: FBT003  "not that we know"
             return await plain(*partitions)
         begun = leaf.now_ns()
         record = await plain(*partitions)
@@ -167,7 +167,7 @@ class _Consumer(AIOKafkaConsumer):
     async def getmany(self, *partitions: Any, **options: Any) -> Any:
         begun = leaf.now_ns()
         found = await _kafka.own(super().getmany)(*partitions, **options)
-        guarded(_came, None, [record for records in found.values() for record in records], options_of(self), begun)
+        guarded(_polled, None, found, options_of(self), begun)
         return found
 
     def __aiter__(self) -> Any:
@@ -181,6 +181,10 @@ class _Consumer(AIOKafkaConsumer):
     async def commit(self, offsets: Any = None) -> None:
         with _kafka.settling(guarded(_kafka.covered, None, offsets)):
             await super().commit(offsets)
+
+
+def _polled(found: dict[Any, list[Any]], options: Options, begun_ns: int) -> None:
+    _came([record for records in found.values() for record in records], options, begun_ns)
 
 
 def _came(records: list[ConsumerRecord[Any, Any]], options: Options, begun_ns: int) -> None:
@@ -199,11 +203,12 @@ class _Records(AsyncIterator[Any]):
     async def __anext__(self) -> Any:
         self._yielded.let_go()
         begun = leaf.now_ns()
-        _iterating.set(True)
+        guarded(_iterating.set, None, True)  # noqa: FBT003  it is a flag
         try:
             record = await super(_Consumer, self._consumer).__anext__()
         finally:
-            _iterating.set(False)
+            # Twice, for what stays set counts no record any more.
+            _ = guarded(_iterating.set, None, False) or guarded(_iterating.set, None, False)  # noqa: FBT003  as above
         guarded(self._take, None, record, begun)
         return record
 

@@ -11,7 +11,7 @@ A publish hop is round kombu's own send, its retries included, and begins after 
 from __future__ import annotations
 
 import functools
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any, cast
 
 from celery import Celery
@@ -52,18 +52,22 @@ class _AMQP(AMQP):
 
     @property
     def send_task_message(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  as above
-        return functools.partial(_send, self, cast("Any", super()).send_task_message)
+        plain = cast("Any", super()).send_task_message
+        return guarded(functools.partial, plain, _send, self, plain)
 
 
 def _send(amqp: Any, send: Any, producer: Any, name: Any, message: Any, **options: Any) -> Any:
-    facts = guarded(_facts, None, amqp.app, name, message)
-    if facts is None:
+    token = guarded(_begin, None, amqp.app, name, message)
+    if token is None:
         return send(producer, name, message, **options)
-    token = _sending.set(facts)
     try:
         return send(become(producer, _Producer, options_of(amqp)), name, message, **options)
     finally:
-        _sending.reset(token)
+        guarded(_sending.reset, None, token)
+
+
+def _begin(app: Any, name: Any, message: Any) -> Token[Facts | None]:
+    return _sending.set(_facts(app, name, message))
 
 
 def _facts(app: Any, name: Any, message: Any) -> Facts:
@@ -78,14 +82,20 @@ class _Producer(Producer):
     __slots__ = ()
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
-        facts = _sending.get()
+        facts = guarded(_sent, None, options)
         if facts is None:  # not a task
             return cast("Any", super()).publish(body, *args, **options)
-        facts.address = str(options.get("routing_key") or "")
         with leaf.Send(facts) as send:
-            headers = options.get("headers")
+            headers = options["headers"] if "headers" in options else None  # noqa: SIM401  no call that could fail
             options["headers"] = guarded(_headers, headers, send, facts, headers)
             return cast("Any", super()).publish(body, *args, **options)
+
+
+def _sent(options: dict[str, Any]) -> Facts | None:
+    facts = _sending.get()
+    if facts is not None:
+        facts.address = str(options.get("routing_key") or "")
+    return facts
 
 
 def _headers(send: leaf.Send, facts: Facts, headers: dict[str, Any]) -> dict[str, Any]:

@@ -48,39 +48,46 @@ def describe(native: Message) -> Facts | None:
     return leaf.known(native) or calls.facts_of(native, _elsewhere)
 
 
-def _plain(client: Any, name: str) -> Callable[..., Any]:
-    """Return the client's own method of a client that is wrapped."""
-    if issubclass(type(client), StandIn):
-        return getattr(client.__wrapped__, name)  # type: ignore[no-any-return]
-    over = _Producer if isinstance(client, Producer) else _Consumer
-    return _kafka.own(getattr(super(over, client), name))  # type: ignore[no-any-return]
-
-
 # Sending -------------------------------------------------------------------------------------------------------------
 
 
-def _produce(self: Any, topic: str, *args: Any, **options: Any) -> Any:
-    plain, asked = _plain(self, "produce"), calls.Produce(self, args, options)
-    facts = guarded(_kafka.sent, None, options_of(self), topic, asked["value"], asked["key"], asked["partition"])
-    with confirm.ConfirmedSend(facts) as send:
-        if facts is not None:
-            guarded(asked.report_to, None, send)
-        headers = asked["headers"]
-        carrying = guarded(_kafka.carrying, headers, send, headers)
-        if carrying is not headers:
-            asked["headers"] = carrying
+def _produce(self: Any, plain: Callable[..., Any], topic: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    plain, asked = _kafka.own(plain), guarded(calls.Produce, None, self, args, options)
+    if asked is None:
+        return plain(topic, *args, **options)
+    with confirm.ConfirmedSend(guarded(_sent, None, self, topic, asked)) as send:
+        guarded(_report_to, None, asked, send)
+        carrying = guarded(_carry, False, send, asked)  # noqa: FBT003  it carries nothing of ours
         try:
             return plain(topic, *asked.args, **asked.options)
         except KafkaException as error:
-            if carrying is headers or not calls.is_too_large(error):
+            if not (carrying and guarded(calls.is_too_large, False, error)):  # noqa: FBT003  "not that we know"
                 raise
-        asked["headers"] = guarded(_kafka.carrying, headers, send, headers, 0)  # it is too large with ours
+        guarded(_carry, None, send, asked, 0)  # it is too large with ours
         return plain(topic, *asked.args, **asked.options)
 
 
-def _produce_batch(self: Any, topic: str, messages: Any, *args: Any, **options: Any) -> Any:
+def _sent(client: object, topic: str, asked: calls.Produce) -> Facts | None:
+    return _kafka.sent(options_of(client), topic, asked["value"], asked["key"], asked["partition"])
+
+
+def _report_to(asked: calls.Produce, send: confirm.ConfirmedSend) -> None:
+    if send.record is not None:
+        asked.report_to(send)
+
+
+def _carry(send: leaf.Send, asked: calls.Produce, room: int | None = None) -> bool:
+    """Put our headers among those of a call; tell whether there are any."""
+    carrying = _kafka.carrying(send, asked.headers, room)
+    if carrying is asked.headers and room is None:
+        return False
+    asked["headers"] = carrying
+    return True
+
+
+def _produce_batch(self: Any, plain: Callable[..., Any], topic: str, messages: Any, *args: Any, **options: Any) -> Any:
     with Sends(guarded(_batch, [], options_of(self), topic, messages)):
-        return _plain(self, "produce_batch")(topic, messages, *args, **options)
+        return _kafka.own(plain)(topic, messages, *args, **options)
 
 
 def _batch(options: Options, topic: str, messages: list[dict[str, Any]]) -> list[Facts]:
@@ -97,12 +104,21 @@ def _uncarried(options: Options, topic: str, value: Any, key: Any, partition: An
 
 @overlay
 class _Producer(Producer):
-    produce, produce_batch = _produce, _produce_batch
+    def produce(self, topic: str, *args: Any, **options: Any) -> Any:
+        return _produce(self, super().produce, topic, args, options)
+
+    def produce_batch(self, topic: str, messages: Any, *args: Any, **options: Any) -> Any:
+        return _produce_batch(self, super().produce_batch, topic, messages, *args, **options)
 
 
 class _ProducerStandIn(StandIn):
     __slots__ = ()
-    produce, produce_batch = _produce, _produce_batch
+
+    def produce(self, topic: str, *args: Any, **options: Any) -> Any:
+        return _produce(self, self.__wrapped__.produce, topic, args, options)
+
+    def produce_batch(self, topic: str, messages: Any, *args: Any, **options: Any) -> Any:
+        return _produce_batch(self, self.__wrapped__.produce_batch, topic, messages, *args, **options)
 
 
 @overlay
@@ -140,33 +156,35 @@ def _noted(client: object, args: tuple[Any, ...], options: dict[str, Any]) -> No
         leaf.settled("acked", facts)
 
 
-def _poll(self: Any, *args: Any, **options: Any) -> Any:
+def _poll(self: Any, plain: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     begun = leaf.now_ns()
-    message = _plain(self, "poll")(*args, **options)
+    message = _kafka.own(plain)(*args, **options)
     if message is not None:
         guarded(_came, None, self, [message], begun)
     return message
 
 
-def _consume(self: Any, *args: Any, **options: Any) -> Any:
+def _consume(self: Any, plain: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     begun = leaf.now_ns()
-    messages = _plain(self, "consume")(*args, **options)
+    messages = _kafka.own(plain)(*args, **options)
     guarded(_came, None, self, messages, begun)
     return messages
 
 
-def _commit(self: Any, *args: Any, **options: Any) -> Any:
+def _commit(self: Any, plain: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     with _kafka.settling(guarded(_covered, None, self, args, options)):
-        return _plain(self, "commit")(*args, **options)
+        return _kafka.own(plain)(*args, **options)
 
 
-def _store_offsets(self: Any, *args: Any, **options: Any) -> None:
-    _plain(self, "store_offsets")(*args, **options)
+def _store_offsets(
+    self: Any, plain: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+) -> None:  # fmt: skip
+    plain(*args, **options)
     guarded(_noted, None, self, args, options)
 
 
-def _seek(self: Any, partition: TopicPartition) -> None:
-    _plain(self, "seek")(partition)
+def _seek(plain: Callable[..., Any], partition: TopicPartition) -> None:
+    plain(partition)
     guarded(_sought, None, partition)
 
 
@@ -176,12 +194,39 @@ def _sought(partition: TopicPartition) -> None:
 
 @overlay
 class _Consumer(Consumer):
-    poll, consume, commit, store_offsets, seek = _poll, _consume, _commit, _store_offsets, _seek
+    def poll(self, *args: Any, **options: Any) -> Any:
+        return _poll(self, super().poll, args, options)
+
+    def consume(self, *args: Any, **options: Any) -> Any:
+        return _consume(self, super().consume, args, options)
+
+    def commit(self, *args: Any, **options: Any) -> Any:
+        return _commit(self, super().commit, args, options)
+
+    def store_offsets(self, *args: Any, **options: Any) -> None:
+        _store_offsets(self, super().store_offsets, args, options)
+
+    def seek(self, partition: TopicPartition) -> None:
+        _seek(super().seek, partition)
 
 
 class _ConsumerStandIn(StandIn):
     __slots__ = (_BY_HAND,)
-    poll, consume, commit, store_offsets, seek = _poll, _consume, _commit, _store_offsets, _seek
+
+    def poll(self, *args: Any, **options: Any) -> Any:
+        return _poll(self, self.__wrapped__.poll, args, options)
+
+    def consume(self, *args: Any, **options: Any) -> Any:
+        return _consume(self, self.__wrapped__.consume, args, options)
+
+    def commit(self, *args: Any, **options: Any) -> Any:
+        return _commit(self, self.__wrapped__.commit, args, options)
+
+    def store_offsets(self, *args: Any, **options: Any) -> None:
+        _store_offsets(self, self.__wrapped__.store_offsets, args, options)
+
+    def seek(self, partition: TopicPartition) -> None:
+        _seek(self.__wrapped__.seek, partition)
 
 
 @overlay

@@ -145,7 +145,9 @@ class Middleware:
         return self._serve_async(request) if self._is_async else self._serve(request)
 
     def _serve(self, request: Any) -> Any:
-        hop = _begin(request, self.trust)
+        hop = guarded(_begin, None, request, self.trust)
+        if hop is None:
+            return self.get_response(request)
         try:
             response = self.get_response(request)
         except BaseException as error:
@@ -158,8 +160,10 @@ class Middleware:
             hop.leave()
 
     async def _serve_async(self, request: Any) -> Any:
-        hop = _begin(request, self.trust)
+        hop = guarded(_begin, None, request, self.trust)
         answer: Awaitable[Any] = self.get_response(request)
+        if hop is None:
+            return await answer
         try:
             response = await answer
         except BaseException as error:
@@ -173,12 +177,16 @@ class Middleware:
 
     def process_exception(self, request: Any, exception: Exception) -> None:
         """Remember what a view has raised; Django makes a response of it."""
-        found = getattr(request, _MARK, None)
-        if isinstance(found, _Request):
-            found.error = exception
+        guarded(_blame, None, request, exception)
 
 
 def _begin(request: Any, trust: Trust) -> _Request:
     hop = _Request(request, trust)
-    setattr(request, _MARK, hop)
+    guarded(setattr, None, request, _MARK, hop)
     return hop
+
+
+def _blame(request: Any, error: Exception) -> None:
+    found = getattr(request, _MARK, None)
+    if isinstance(found, _Request):
+        found.error = error

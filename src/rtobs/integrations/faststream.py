@@ -105,7 +105,8 @@ class Middleware:
 
     def __call__(self, msg: Any, /, *, context: Any) -> BaseMiddleware[Any, Any]:
         """Make the middleware of one message; FastStream calls it."""
-        return _Scope(msg, context, self._options, self._broker)
+        found: BaseMiddleware[Any, Any] | None = guarded(_Scope, None, msg, context, self._options, self._broker)
+        return found if found is not None else BaseMiddleware(msg, context=context)
 
 
 class _Scope(BaseMiddleware[Any, Any]):
@@ -119,11 +120,12 @@ class _Scope(BaseMiddleware[Any, Any]):
         self._message: StreamMessage[Any] | None = None
 
     async def consume_scope(self, call_next: Any, msg: StreamMessage[Any]) -> Any:
-        if msg.source_type is not SourceType.RESPONSE and not isinstance(msg.raw_message, list | tuple):
-            guarded(self._begin, None, msg)
+        guarded(self._begin, None, msg)
         return await call_next(msg)
 
     def _begin(self, message: StreamMessage[Any]) -> None:
+        if message.source_type is SourceType.RESPONSE or isinstance(message.raw_message, list | tuple):
+            return
         facts = describe(message, self.context.get_local("handler_"), self._options)
         self._message, self._process = message, leaf.Process(facts)
         self._process.__enter__()  # joins the hop of a wrapped client, if one is open for this message
@@ -134,7 +136,7 @@ class _Scope(BaseMiddleware[Any, Any]):
     ) -> bool | None:  # fmt: skip
         if self._process is not None:
             guarded(self._end, None, exc_val)
-            self._process.__exit__(None, None if _is_settlement(exc_val) else exc_val, None)
+            self._process.__exit__(None, guarded(_failure, exc_val, exc_val), None)
         return False
 
     def _end(self, error: BaseException | None) -> None:
@@ -155,6 +157,10 @@ class _Scope(BaseMiddleware[Any, Any]):
         with leaf.Send(guarded(_sent, None, cmd, self._options)) as send:
             cmd.headers = guarded(_carrying, cmd.headers, send, cmd, self._broker)
             return await call_next(cmd)
+
+
+def _failure(error: BaseException | None) -> BaseException | None:
+    return None if _is_settlement(error) else error
 
 
 def _is_settlement(error: BaseException | None) -> bool:

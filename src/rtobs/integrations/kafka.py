@@ -105,11 +105,11 @@ class _Consumer(KafkaConsumer):
 
     def poll(self, *args: Any, **options: Any) -> Any:
         plain = super().poll
-        if options.get("update_offsets") is False:  # the client's own iterator asks
+        if "update_offsets" in options and options["update_offsets"] is False:  # the client's own iterator asks
             return plain(*args, **options)
         begun = leaf.now_ns()
         found = plain(*args, **options)
-        guarded(_came, None, [record for records in found.values() for record in records], options_of(self), begun)
+        guarded(_polled, None, found, options_of(self), begun)
         return found
 
     def __next__(self) -> Any:
@@ -133,6 +133,10 @@ class _Consumer(KafkaConsumer):
     def commit_async(self, offsets: Any = None, *args: Any, **options: Any) -> Any:
         with _kafka.settling(guarded(_kafka.covered, None, offsets)):
             return super().commit_async(offsets, *args, **options)
+
+
+def _polled(found: dict[Any, list[Any]], options: Options, begun_ns: int) -> None:
+    _came([record for records in found.values() for record in records], options, begun_ns)
 
 
 def _came(records: list[Any], options: Options, begun_ns: int) -> None:
