@@ -26,6 +26,7 @@ from rtobs._journey.message import Message as Facts
 from rtobs.integrations import _redis_facts, aio_pika, asgi, memory, nats
 from rtobs.integrations._redis_commands import FIELD, Entry, Reader
 from rtobs.integrations._twin import Options
+from tests.unbreakable.worker_carriers import CARRIERS
 
 Inside = Callable[[], Any]
 
@@ -219,4 +220,5 @@ def run(coroutine: Any) -> Any:
 
 INCOMING: tuple[Any, ...] = (
     AmqpCarrier(), NatsCarrier(), StreamCarrier(), PubSubCarrier(), MemoryCarrier(), AsgiCarrier(),
+    *CARRIERS,
 )  # fmt: skip

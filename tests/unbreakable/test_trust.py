@@ -25,7 +25,24 @@ from rtobs._hop import engine
 from rtobs._journey import carrier
 from rtobs._journey.journey import Journey
 from rtobs._journey.message import Message, Trust
-from rtobs.integrations import aio_pika, asgi, memory, nats
+from rtobs.integrations import (
+    aio_pika,
+    aiokafka,
+    aiomqtt,
+    asgi,
+    botocore,
+    celery,
+    confluent_kafka,
+    django,
+    faststream,
+    kafka,
+    memory,
+    nats,
+    paho,
+    pika,
+    websockets,
+    wsgi,
+)
 from rtobs.integrations import redis as redis_leaf
 from tests._export.scripted import Collector
 from tests._journey.test_carrier import journeys
@@ -37,6 +54,7 @@ from tests.support.telemetry import SECOND, Clock, Telemetry, clock, telemetry
 from tests.support.timing import eventually
 from tests.unbreakable.carriers import INCOMING, AsgiCarrier, HttpxCarrier
 from tests.unbreakable.flood import CID, forged
+from tests.unbreakable.worker_carriers import WsgiCarrier
 
 __all__ = ["clock", "telemetry"]
 
@@ -105,7 +123,7 @@ def test_r17_a_journey_goes_on_through_every_carrier(
     expected = _facts(first)
     rtobs.configure(propagate_to=["crm.internal"], logs=telemetry.events.append)
     for one in INCOMING:
-        sender = HttpxCarrier() if one.name == "asgi" else one
+        sender = one if hasattr(one, "sent") else HttpxCarrier()
         sent: Any = one.took(_for(one, _written(journey, state, bag)), lambda sender=sender: _sent(sender, theirs))
         record, out = sent
         if sender.headers:
@@ -139,9 +157,23 @@ def _sent(sender: Any, theirs: dict[str, str]) -> Any:
 
 def test_the_defaults_of_every_leaf() -> None:
     """Brokers of one's own are trusted, HTTP is linked; a leaf says so in one place, and `wrap` takes it from there."""
-    for module in (aio_pika, nats, redis_leaf, memory):
+    for module in (
+        aio_pika,
+        pika,
+        nats,
+        redis_leaf,
+        memory,
+        kafka,
+        aiokafka,
+        confluent_kafka,
+        botocore,
+        celery,
+        faststream,
+    ):
         assert getattr(module, "TRUST", "trusted") == "trusted", module.__name__
-    assert asgi.TRUST == "link"
+    for module in (asgi, wsgi, paho, aiomqtt, websockets):
+        assert module.TRUST == "link", module.__name__
+    assert django.Middleware.trust == "link"
     assert inspect.signature(asgi.Middleware.__init__).parameters["trust"].default == "link"
     assert inspect.signature(rtobs.accept).parameters["trust"].default == "link"
     assert inspect.signature(rtobs.consume).parameters["trust"].default is None
@@ -164,6 +196,9 @@ def _strangers() -> list[Any]:
     class Linking(AsgiCarrier):
         trust = "link"
 
+    class LinkingWsgi(WsgiCarrier):
+        trust = "link"
+
     def accepted(headers: Any, inside: Callable[[], Any]) -> Any:
         with rtobs.accept("/x", headers=headers):
             return inside()
@@ -172,10 +207,17 @@ def _strangers() -> list[Any]:
         with rtobs.consume("x", headers=headers):
             return inside()
 
-    return [Linking(), SimpleNamespace(name="accept", took=accepted), SimpleNamespace(name="consume", took=consumed)]
+    return [
+        Linking(),
+        LinkingWsgi(),
+        SimpleNamespace(name="accept", took=accepted),
+        SimpleNamespace(name="consume", took=consumed),
+    ]
 
 
-@pytest.mark.parametrize("one", _strangers(), ids=["asgi middleware", "accept", "consume of an unknown message"])
+@pytest.mark.parametrize(
+    "one", _strangers(), ids=["asgi middleware", "wsgi middleware", "accept", "consume of an unknown message"]
+)
 def test_a_stranger_is_linked_and_not_believed(one: Any, telemetry: Telemetry) -> None:
     """At an edge the caller's span is a link: name, trace, tenant, baggage, keep flag, promises and ledger are ours."""
 
@@ -292,7 +334,7 @@ def test_clocks_that_disagree_are_counted_and_not_recorded(
     sent_us = (clock.now - int(seconds * SECOND)) // 1000
     headers = carrier.write(Journey(CID, sent_us), ONE, TWO, 1, sent_us)
     record = one.took(_for(one, headers), engine.current)
-    if one.name == "asgi":
+    if one.name in ("asgi", "wsgi"):
         assert record.lag is None, "a request was not waiting in a queue"
         return
     assert record.lag == (pytest.approx(lag, abs=1e-6) if lag is not None else None)
