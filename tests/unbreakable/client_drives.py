@@ -5,6 +5,7 @@ As those of ``drives``.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import socket
@@ -36,9 +37,9 @@ class Aws:
         self.tight = False
         """Refuse what carries more than its sender gave."""
 
-    def connect(self, client: Any) -> Any:
+    def connect(self, client: Any, *, later: bool = False) -> Any:
         client.meta.events.register("provide-client-params", self._asked)
-        client.meta.events.register("before-call", self._answer)
+        client.meta.events.register("before-call", self._answer_later if later else self._answer)
         return client
 
     def _asked(self, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
@@ -49,6 +50,10 @@ class Aws:
         if self.tight and "'rtobs'" in str(asked):
             return AWSResponse("", 400, {}, None), {"Error": {"Code": "InvalidParameterValue", "Message": "too long"}}
         return AWSResponse("", 200, {}, None), getattr(self, model.name, lambda _: {})(asked)
+
+    async def _answer_later(self, **call: Any) -> Any:
+        await asyncio.sleep(0)
+        return self._answer(**call)
 
     def SendMessage(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802  as AWS calls it
         self._waiting.append(asked)
@@ -85,7 +90,7 @@ class Sqs(Drive):
         self._aws = Aws()
         self._clients = [self._aws.connect(boto3.client(name, **ACCOUNT)) for name in ("sqs", "sns")]
         self._making = get_session().create_client("sqs", **ACCOUNT)
-        self._later: Any = self._aws.connect(await self._making.__aenter__())
+        self._later: Any = self._aws.connect(await self._making.__aenter__(), later=True)
         if self.wrapped:
             for client in (*self._clients, self._later):
                 rtobs.wrap(client)

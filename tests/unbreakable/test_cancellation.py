@@ -27,7 +27,9 @@ __all__ = ["kafka_address"]
 
 PROGRAMS = (
     "functions", "memory", "aio_pika", "redis streams", "redis lists", "redis pubsub", "nats", "jetstream", "httpx",
-    "asgi",
+    "asgi", "aiokafka", "aiomqtt", "aiomqtt 3.1.1", "websockets", "aiohttp", "sqs", "faststream",
+    pytest.param("django", marks=pytest.mark.filterwarnings(  # it leaves the body of a cancelled request unclosed
+        "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")),
 )  # fmt: skip
 CALLBACKS = ("memory", "aio_pika", "redis streams", "jetstream")
 """Programs whose client goes on after a cancelled callback, or is closed without it."""
@@ -141,8 +143,10 @@ async def test_a_program_may_be_cancelled_wherever_it_waits(makers, name):
     """Cancelled at each suspension in turn, a program raises CancelledError as without us; each hop ends once."""
     at = 1
     while (found := await _cancelled_at(makers[name], at, callback=False)) != "ended":
-        if found == "kept":  # some clients do so themselves
-            assert await _cancelled_at(makers[name], at, callback=False, wrapped=False) == "kept"
+        if found == "kept":  # some clients do so themselves; how often they wait before, the network decides
+            beside = [await _cancelled_at(makers[name], max(at + more, 1), callback=False, wrapped=False)
+                      for more in (0, -1, 1)]  # fmt: skip
+            assert "kept" in beside
         at += 1
     print(f"\n{name}: {at - 1} suspensions")
     assert at > 1 or name in ("functions", "httpx", "asgi")  # nothing there has to wait
