@@ -30,6 +30,7 @@ from rtobs._export.transport import Answer
 from rtobs._hop.runtime import runtime
 from tests.bench import floor as bare
 from tests.bench import hop as benched
+from tests.bench import ledger
 from tests.bench.floor import NullExporter
 from tests.bench.references import Case, fail, times
 
@@ -180,6 +181,11 @@ def headerless() -> Case:
             pass
 
     return ours(hop)
+
+
+def unrecorded() -> Case:
+    ledger.switch(on=False)
+    return ours()
 
 
 def noting(count: int) -> Case:

@@ -136,7 +136,7 @@ LOOPS: dict[str, tuple[str, Callable[..., Any], int, int]] = {
 """What it is, what runs it, how many messages are under way at once, and how many a round has."""
 
 
-async def _spent(loop: Loop, messages: int) -> tuple[float, float]:
+async def spent(loop: Loop, messages: int) -> tuple[float, float]:
     """Return elapsed and CPU seconds for one message."""
     gc.collect()
     begun, used = time.perf_counter(), time.process_time()
@@ -162,7 +162,7 @@ async def measure(name: str, rounds: int, messages: int | None) -> dict[str, Any
         await wrapped(messages)
         found: list[tuple[float, float, float, float]] = []
         for _ in range(rounds):
-            before, own, after = [await _spent(each, messages) for each in (plain, wrapped, plain)]
+            before, own, after = [await spent(each, messages) for each in (plain, wrapped, plain)]
             base, cpu = (before[0] + after[0]) / 2, (before[1] + after[1]) / 2
             found.append((base, own[0] - base, cpu, own[1] - cpu))
         flush()

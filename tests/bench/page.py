@@ -79,6 +79,14 @@ message and sends their spans to a collector on loopback, which takes its share 
 
 {loops}
 
+## The ledger
+
+The same loops with messages of 200 B, wrapped all the time: what the ledger of the [flight recorder](sampling.md) adds
+to the bytes of our headers after one, six and twelve steps, and what of the rate it takes: without, with, without in
+each of 7 rounds.
+
+{ledger}
+
 ## Peers
 
 {peers}
@@ -100,7 +108,7 @@ def render() -> str:
     peers = json.loads(PEERS.read_text(encoding="utf-8")) if PEERS.exists() else None
     judged = claims.judge({**found, "peers": peers} if peers else found)
     reached = sum(claim["reached"] in ("aim", "must") for claim in judged)
-    parts = ("instructions", "paired", "throughput", "memory", "loops")
+    parts = ("instructions", "paired", "throughput", "memory", "loops", "ledger")
     return TEXT.format(
         **{name: found[name] for name in ("date", "python", "machine", "floor")},
         **{part: "\n".join(getattr(tables, part)(found[part], page=True)) for part in parts},

@@ -1,8 +1,9 @@
 """Measure what rtobs costs and print it beside what is claimed: ``make bench``, ``make bench ARGS=--json``.
 
 Parts, each in processes of its own: instructions (``instructions``, the one that gates), CPU time (``paired``), spans/s
-(``throughput``), bytes (``memory``), real loops over live brokers (``loops``). ``--write`` keeps the result in
-``results/bench.json`` and writes ``docs/benchmarks.md`` from it and from the last ``make bench-peers``.
+(``throughput``), bytes (``memory``), real loops over live brokers (``loops``), the ledger in them (``ledger``).
+``--write`` keeps the result in ``results/bench.json`` and writes ``docs/benchmarks.md`` from it and from the last
+``make bench-peers``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from tests.bench import claims, instructions, loops, page, paired, tables, throughput
+from tests.bench import claims, instructions, ledger, loops, page, paired, tables, throughput
 from tests.bench.floor import WHAT
 from tests.bench.process import NEVER, NotMeasuredError, result
 from tests.bench.variants import ROWS
@@ -50,8 +51,14 @@ def _loops(_rows: Sequence[str], *, quick: bool) -> Any:
     return [result("loops", name, *often) for name in loops.LOOPS]
 
 
+def _ledger(_rows: Sequence[str], *, quick: bool) -> Any:
+    often = ("2", "100") if quick else (str(loops.ROUNDS), "0")
+    return [result("ledger", name, *often) for name in ledger.LOOPS]
+
+
 PARTS = {
     "instructions": _instructions, "paired": _paired, "throughput": _throughput, "memory": _memory, "loops": _loops,
+    "ledger": _ledger,
 }  # fmt: skip
 TITLES = {
     "instructions": "Instructions per hop, all threads; `adds` is in FLOORs",
@@ -59,6 +66,7 @@ TITLES = {
     "throughput": "Spans per second that arrive without a drop",
     "memory": "Bytes of a span that waits for export",
     "loops": "Real loops over live brokers, hops exported by OTLP",
+    "ledger": "The ledger in messages of 200 B over live brokers",
 }
 
 

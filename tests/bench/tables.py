@@ -88,6 +88,21 @@ def loops(found: Sequence[Mapping[str, Any]], *, page: bool = False) -> list[str
     return table(head, rows, page=page)
 
 
+def ledger(found: Sequence[Mapping[str, Any]], *, page: bool = False) -> list[str]:
+    """Return what the ledger adds to messages, and what of the rate it takes."""
+    rows = [
+        [
+            row["what"],
+            *(f"{more:+,} on {less:,}" for more, less in zip(row["bytes"], row["headers_bytes"], strict=True)),
+            f"{row['per_second']:,}", f"{row['per_second_without']:,}", f"{row['lost']:.1%}",
+            f"{row['quartiles'][0]:.1%} to {row['quartiles'][1]:.1%}",
+        ]
+        for row in found
+    ]  # fmt: skip
+    steps = ("bytes, step 1", "step 6", "step 12")
+    return table(("loop", *steps, "messages/s", "without it", "lost", "quartiles"), rows, page=page)
+
+
 def peers(found: Mapping[str, Any], *, page: bool = False) -> list[str]:
     """Return what peers take for a hop, each against FLOOR of its own environment."""
     rows = [

@@ -51,6 +51,18 @@ def test_real_loops_are_printed_by_contract(amqp_url, redis_url, nats_url):
 
 
 @pytest.mark.slow
+def test_the_ledgers_cost_is_printed_by_contract(amqp_url, redis_url, nats_url):
+    """A short run weighs the ledger and times it on each broker: at most 512 bytes, 28 a step and what names it."""
+    found = _bench("--parts", "ledger")["ledger"]
+    assert [one["loop"].partition("_")[0] for one in found] == ["rabbitmq", "redis", "nats"]
+    for one in found:
+        first, sixth, twelfth = one["bytes"]
+        assert 8 + 28 < first < 8 + 28 + 40
+        assert first + 5 * 28 <= sixth
+        assert twelfth < 512
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_every_row_measures_what_it_says():
     """Each row runs, and exports as many spans as it says it does."""

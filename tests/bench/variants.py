@@ -107,6 +107,7 @@ _CONDITIONS = {
 }
 _FEATURES = {
     "no_headers": _feature("no headers written or read", cases.headerless),
+    "no_ledger": _feature("no ledger of past steps in the headers", cases.unrecorded),
     "no_metrics": _feature("no metrics", partial(cases.without, "MetricSink")),
     "no_log": _feature("no log decision", partial(cases.without, "EventSink")),
     "no_spans": Row("no tracing in the process", partial(cases.ours, spans=0), over="sampled"),
