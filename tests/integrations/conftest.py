@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 
 import pytest
 
 for part in ("adapter", "conformance_facts", "conformance_hops", "conformance_sends", "conformance_unchanged"):
     pytest.register_assert_rewrite(f"tests.integrations.{part}")  # before the first import: they assert
 
-from tests.support.telemetry import clock, telemetry  # noqa: E402 - see above
+from rtobs.slo import SLO, Deadline, Declaration  # noqa: E402 - see above
+from tests.support import telemetry as support  # noqa: E402 - see above
+from tests.support.telemetry import Telemetry, clock, telemetry  # noqa: E402 - see above
 
 __all__ = ["clock", "forget_trust", "telemetry"]
 
@@ -20,3 +23,11 @@ def forget_trust(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, leaf in list(sys.modules.items()):
         if name.startswith("rtobs.integrations.") and hasattr(leaf, "_elsewhere"):
             monkeypatch.setattr(leaf, "_elsewhere", type(leaf._elsewhere)())
+
+
+@pytest.fixture
+def promised() -> Generator[Telemetry, None, None]:
+    """Telemetry of a process that promises deliveries within five seconds of their creation, or of their release."""
+    arrives = SLO("arrives", 99, Deadline("promise", "5s"), "A promise.", "what-to-do", "the-owner")
+    yield support.start(slos=Declaration("test", (arrives,)))
+    support.stop()

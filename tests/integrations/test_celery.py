@@ -21,6 +21,7 @@ from opentelemetry.instrumentation.celery import CeleryInstrumentor
 import rtobs
 import rtobs.integrations
 from rtobs import _conventions as names
+from rtobs._hop.runtime import runtime
 from rtobs.integrations import unwrap
 from tests.integrations.adapter import NOWHERE, Place, here, place_of
 from tests.support.telemetry import Telemetry, user_provider
@@ -322,6 +323,24 @@ def test_an_eta_is_no_lag(shop, telemetry):
     (span,) = ran(telemetry)
     assert telemetry.by(names.MESSAGE_LAG, "lag_source") == {"release": 1}
     assert 0 <= span.attributes["rtobs.lag"] < wait
+
+
+@pytest.mark.parametrize(
+    "how", [{"countdown": 3600}, {"eta": dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)}], ids=["countdown", "eta"]
+)
+def test_what_is_sent_for_later_is_expected_when_it_is_due(redis_url, unique, promised, monkeypatch, how):
+    """A promise that leaves with a task of later is counted at once and expected from its eta on."""
+    shop = Shop(redis_url, unique("celery"))
+    with rtobs.accept("/orders") as hop:
+        hop.intend("webhook", "a")
+        shop.app.tasks["plain"].apply_async(**how)
+    assert (promised.count(names.INTENTS), promised.count(names.SLO_EXPECTED)) == (1, 0)
+    now = time.time_ns()
+    monkeypatch.setattr(runtime, "wall_ns", lambda: now + 3500 * 1_000_000_000)
+    assert promised.count(names.SLO_EXPECTED) == 0
+    monkeypatch.setattr(runtime, "wall_ns", lambda: now + 3602 * 1_000_000_000)
+    assert promised.count(names.SLO_EXPECTED) == 1
+    shop.close()
 
 
 # What never runs -----------------------------------------------------------------------------------------------------

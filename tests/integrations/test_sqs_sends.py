@@ -401,3 +401,16 @@ async def test_the_largest_size_is_learned_for_a_bounded_number_of_queues(boto, 
             client.send_message(QueueUrl=queue, MessageBody="x" * 400)
         assert len(wire(boto, queue)) == 2
     assert len(_boto_calls._tight) == 1
+
+
+async def test_what_is_sent_for_later_is_expected_at_its_release(aws, promised, clock):
+    """A promise that leaves with a delayed message is counted at once and expected when the delay is over."""
+    queue, client = aws.queue(), await aws.client()
+    with rtobs.accept("/orders") as hop:
+        hop.intend("webhook", "a")
+        await got(client.send_message(QueueUrl=queue, MessageBody="x", DelaySeconds=900))
+    assert (promised.count(names.INTENTS), promised.count(names.SLO_EXPECTED)) == (1, 0)
+    clock.now += 899 * 1_000_000_000
+    assert promised.count(names.SLO_EXPECTED) == 0
+    clock.now += 1_000_000_000
+    assert promised.count(names.SLO_EXPECTED) == 1

@@ -113,6 +113,11 @@ class Call:
         return response
 
 
+def _released(entry: Mapping[str, Any]) -> int:
+    delay = _sqs.delay_of(entry)
+    return runtime.wall_ns() + delay * 1_000_000_000 if delay else 0
+
+
 class _Sending(Call):
     """One message, or a batch."""
 
@@ -132,7 +137,7 @@ class _Sending(Call):
             [
                 Message(
                     _sqs.SYSTEM if queue else _sqs.TOPICS, _sqs.place(place), carrier=options.carrier, size=size,
-                    address=str(entry.get("MessageGroupId", "")),
+                    address=str(entry.get("MessageGroupId", "")), release_ns=_released(entry),
                 )
                 for entry, size in zip(self._entries, self._sizes, strict=True)
             ]

@@ -52,10 +52,11 @@ def _moment(eta: Any) -> int:
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1e9)
 
 
-def sent(app: Any, name: str, task_id: str, *, again: bool) -> Facts:
+def sent(app: Any, name: str, task_id: str, eta: Any, *, again: bool) -> Facts:
     """Return what is known of a task that is being sent; *again*: it is the running one, tried once more."""
     return Facts(
         system(app), name, id=task_id, carrier=options_of(app).carrier, neighbour=NEIGHBOUR, again=again,
+        release_ns=_moment(eta),
     )  # fmt: skip
 
 

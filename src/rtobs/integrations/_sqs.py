@@ -85,11 +85,16 @@ def room(entry: Mapping[str, Any], total: int) -> int:
     return next((each for each in _LIMITS if total <= each), 0) - total - AROUND
 
 
+def delay_of(entry: Mapping[str, Any]) -> int:
+    """Return for how many seconds a message is held back before anybody may receive it."""
+    delay = entry.get("DelaySeconds")
+    return delay if type(delay) is int and delay > 0 else 0
+
+
 def carrying(entry: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
     """Return a copy of *entry* with *headers* in the attribute; a delay goes along, for lag begins after it."""
     packed = envelope.pack(headers).decode()
-    delay = entry.get("DelaySeconds")
-    if type(delay) is int and delay > 0:
+    if delay := delay_of(entry):
         packed += f"delay={delay}\n"
     ours = {"DataType": "String", "StringValue": packed}
     return {**entry, "MessageAttributes": {**attributes_of(entry), ATTRIBUTE: ours}}

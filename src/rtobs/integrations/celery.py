@@ -74,7 +74,7 @@ def _facts(app: Any, name: Any, message: Any) -> Facts:
     task_id = str(message.properties.get("correlation_id") or "")
     around = engine.current()
     running = around.message.id if around is not None and around.kind == "consume" and around.message else ""
-    return _celery_facts.sent(app, str(name), task_id, again=task_id == running)
+    return _celery_facts.sent(app, str(name), task_id, message.headers.get("eta"), again=task_id == running)
 
 
 @overlay
