@@ -23,7 +23,7 @@ def search(value: str, encoded: int = 2) -> str:
     Words that are percent-encoded, as often as *encoded* says, are also searched as what they stand for.
     """
     plain = found = spelled.plain(value)
-    if encoded and _ENCODED.search(found) is not None:
+    if encoded and ("%" in found or "+" in found) and _ENCODED.search(found) is not None:
         found = _WORD.sub(lambda match: _decoded(match[0], encoded - 1), found)
     lower = found.lower()
     if "-----BEGIN" in found:
