@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import tracemalloc
 from collections import Counter
@@ -208,6 +209,22 @@ def test_a_delivery_that_sends_stands_in_its_handling(recorded: Traced) -> None:
     spans = {span.name: span for span in recorded.spans()}
     for parent, child in pairwise([*chain, "consume further"]):
         assert spans[child].parent.span_id == spans[parent].context.span_id
+
+
+def test_what_a_job_sent_brings_back_the_run(recorded: Traced, clock: Clock) -> None:
+    """A message that a scheduled run sent fails an hour later: its send comes back as its trace's root, with the run."""
+    due = dt.datetime.fromtimestamp(clock.now / 1e9, dt.UTC)
+    with rtobs.job("crm-sync", due=due, window=dt.timedelta(minutes=5)), rtobs.publish("push") as hop:
+        headers = hop.headers
+    assert recorded.spans() == []
+    clock.now += 3600 * 1_000_000_000
+    failing("push", headers)
+    spans = {span.name: span for span in recorded.spans()}
+    assert rebuilt(recorded) == ["job crm-sync", "publish push"]
+    run, sent, handled = (spans[name] for name in ("job crm-sync", "publish push", "consume push"))
+    assert (run.parent, sent.parent) == (None, None)  # each message of a run is a journey of its own
+    assert sent.links[0].context.span_id == run.context.span_id
+    assert handled.parent.span_id == sent.context.span_id
 
 
 def test_a_high_value_tenant_is_kept_as_soon_as_it_is_named(traced: Make) -> None:
