@@ -189,10 +189,34 @@ def test_the_sdk_finds_it_by_name():
     for wrong in ("much", "1.5", "nan"):
         with pytest.raises(ValueError, match=r"could not convert|between 0 and 1"):
             found.load()(wrong)
-    program = "from opentelemetry.sdk._configuration import _get_sampler, _import_sampler; print(_import_sampler(_get_sampler()).get_description())"  # noqa: E501
-    environment = {**os.environ, "OTEL_TRACES_SAMPLER": "rtobs", "OTEL_TRACES_SAMPLER_ARG": "0.5"}
-    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "rtobs.JourneySampler({'default': 0.5})"
+
+
+_PROGRAM = """
+from opentelemetry import propagate, trace
+from opentelemetry.sdk._configuration import _OTelSDKConfigurator
+
+_OTelSDKConfigurator().configure()
+tracer = trace.get_tracer("a service without rtobs in its code")
+print(sum(tracer.start_span("root").get_span_context().trace_flags.sampled for _ in range(2000)))
+parent = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03",
+    "tracestate": "ot=th:8;rv:ff000000000001,vendor=1",
+}
+child = tracer.start_span("child", propagate.extract(parent)).get_span_context()
+print(child.trace_flags.sampled, child.trace_state.to_header())
+"""
+
+
+def test_a_process_with_nothing_but_the_sdk_samples_by_it():
+    """By two environment variables alone an SDK samples its share, and children keep ``vendor``, ``rv`` and ``th``."""
+    environment = {
+        **os.environ, "OTEL_TRACES_SAMPLER": "rtobs", "OTEL_TRACES_SAMPLER_ARG": "0.5", "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none",
+    }  # fmt: skip
+    ran = subprocess.run([sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    sampled, child = ran.stdout.splitlines()
+    assert 850 <= int(sampled) <= 1150  # six standard deviations
+    assert child == "True ot=th:8;rv:ff000000000001,vendor=1"
 
 
 def test_a_carriers_tracestate_is_what_the_functions_take():

@@ -212,7 +212,7 @@ def test_a_delivery_that_sends_stands_in_its_handling(recorded: Traced) -> None:
 
 
 def test_what_a_job_sent_brings_back_the_run(recorded: Traced, clock: Clock) -> None:
-    """A message that a scheduled run sent fails an hour later: its send comes back as its trace's root, with the run."""
+    """A message that a scheduled run sent fails an hour later: its send comes back as a root, with the run."""
     due = dt.datetime.fromtimestamp(clock.now / 1e9, dt.UTC)
     with rtobs.job("crm-sync", due=due, window=dt.timedelta(minutes=5)), rtobs.publish("push") as hop:
         headers = hop.headers
