@@ -29,7 +29,7 @@ def build() -> "typer.Typer":
     """Return the application; the extras must be there."""
     import typer
 
-    from rtobs import _check_command, _incident_command, _slo_command, _story_command
+    from rtobs import _check_command, _doctor_command, _incident_command, _slo_command, _story_command
     from rtobs.demo.options import CHANNELS, FAULTS, Options, UsageError
 
     defaults = Options()
@@ -120,6 +120,7 @@ def build() -> "typer.Typer":
     _story_command.register(app)
     _incident_command.register(app)
     _check_command.register(app)
+    _doctor_command.register(app)
     return app
 
 

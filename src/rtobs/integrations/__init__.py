@@ -6,14 +6,19 @@ environment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import import_module
-from typing import Any, Protocol, TypeVar, cast, get_args
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, get_args
 
 from rtobs._hop.watching import Role, Watch
 from rtobs._journey.message import Trust
 from rtobs.errors import ConfigError, UnsupportedError
-from rtobs.integrations import asgi, wsgi  # they import no client, so their `Middleware`s are there at once
+from rtobs.integrations import (
+    _constructors,
+    asgi,
+    wsgi,
+)  # they import no client, so their `Middleware`s are there at once
 from rtobs.integrations._twin import Options, options_of, restore
 
 C = TypeVar("C")
@@ -42,6 +47,7 @@ _LEAVES = {
     "starlette": "rtobs.integrations.asgi",
     "fastapi": "rtobs.integrations.asgi",
     "flask": "rtobs.integrations.wsgi",
+    "django": "rtobs.integrations.django",
     "rtobs.integrations.memory": "rtobs.integrations.memory",
 }
 """Module that a client's class is from (its whole name or its first part) -> leaf."""
@@ -95,12 +101,7 @@ def wrap(
         UnsupportedError: no leaf knows this class.
         ConfigError: an option of the wrong type.
     """
-    if trust is not None and trust not in get_args(Trust):
-        raise ConfigError(f"rtobs.wrap: trust must be one of 'trusted', 'link', 'ignore'; got {trust!r}")
-    if max_deliveries is not None and (type(max_deliveries) is not int or max_deliveries < 1):
-        raise ConfigError(f"rtobs.wrap: max_deliveries must be a positive int; got {max_deliveries!r}")
-    if dead_letter is not None and not isinstance(dead_letter, str):
-        raise ConfigError(f"rtobs.wrap: dead_letter must be a queue's name; got {dead_letter!r}")
+    _check("rtobs.wrap", trust, dead_letter, max_deliveries)
     leaf = _leaf_of(client)
     if leaf is None:
         known = ", ".join(sorted(_LEAVES))
@@ -117,11 +118,99 @@ def wrap(
     return wrapped
 
 
+def _check(asked: str, trust: Trust | None, dead_letter: str | None, max_deliveries: int | None) -> None:
+    if trust is not None and trust not in get_args(Trust):
+        raise ConfigError(f"{asked}: trust must be one of 'trusted', 'link', 'ignore'; got {trust!r}")
+    if max_deliveries is not None and (type(max_deliveries) is not int or max_deliveries < 1):
+        raise ConfigError(f"{asked}: max_deliveries must be a positive int; got {max_deliveries!r}")
+    if dead_letter is not None and not isinstance(dead_letter, str):
+        raise ConfigError(f"{asked}: dead_letter must be a queue's name; got {dead_letter!r}")
+
+
 def unwrap(client: C) -> C:
     """Give one instance its own class back; what it created before keeps its wrapping until unwrapped itself."""
     if isinstance(client, asgi.Middleware | wsgi.Middleware):
         return cast("C", restore(client.app))
     return restore(client)
+
+
+class Wrapping(TypedDict, total=False):
+    """What ``wrap`` and ``instrument`` may be asked for; see `wrap`."""
+
+    trust: Trust | None
+    carrier: bool
+    envelope: bool
+    correlation: bool
+    dead_letter: str | None
+    max_deliveries: int | None
+
+
+_instrumented: dict[str, Callable[[Any], None]] = {}
+
+
+def instrumentable() -> dict[str, tuple[str, ...]]:
+    """Return the names that `instrument` takes, each with the packages whose clients it meets."""
+    found: dict[str, tuple[str, ...]] = {}
+    for package, leaf in _LEAVES.items():
+        if package != leaf:  # a leaf that is its own client is wrapped by whoever made it
+            name = leaf.rpartition(".")[2]
+            found[name] = (*found.get(name, ()), package)
+    return dict(sorted(found.items()))
+
+
+def leaf_of(name: str) -> str:
+    """Return the module of one that `instrumentable` names."""
+    return _LEAVES[instrumentable()[name][0]]
+
+
+def instrument(*clients: str, **options: Unpack[Wrapping]) -> None:
+    """Wrap every client that is made from now on, by whoever: no line of the application has to change.
+
+    Call it before the clients are made; those made earlier stay as they are, and so do libraries that are not
+    installed. Nothing of a library is replaced but its classes' constructors; `uninstrument` puts them back. For a
+    client that was named before, the later options hold.
+
+    Args:
+        clients: names of leaves such as ``"aio_pika"`` or ``"redis"``; none: all of them.
+        options: as those of `wrap`, for the clients named here. Django takes none: it gets the middleware.
+
+    Raises:
+        ConfigError: an unknown name, or an option of the wrong kind.
+    """
+    unknown = sorted(options.keys() - Wrapping.__annotations__.keys())
+    if unknown:
+        raise ConfigError(f"rtobs.integrations.instrument: there is no option {unknown[0]!r}; see rtobs.wrap")
+    _check(
+        "rtobs.integrations.instrument",
+        options.get("trust"), options.get("dead_letter"), options.get("max_deliveries"),
+    )  # fmt: skip
+    for name, packages in _named("instrument", clients).items():
+        uninstrument(name)
+        _instrumented[name] = made = partial(_wrap_made, options)
+        _constructors.meet(leaf_of(name), packages, made)
+
+
+def uninstrument(*clients: str) -> None:
+    """Undo `instrument` for the clients named, or for all; those that it wrapped stay so until `unwrap`."""
+    for name in _named("uninstrument", clients):
+        made = _instrumented.pop(name, None)
+        if made is not None:
+            _constructors.leave(leaf_of(name), made)
+
+
+def _wrap_made(options: Wrapping, client: Any) -> None:
+    try:
+        wrap(client, **options)
+    except UnsupportedError:  # such as a client of another service of AWS
+        return
+
+
+def _named(asked: str, clients: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    known = instrumentable()
+    wrong = [name for name in clients if name not in known]
+    if wrong:
+        raise ConfigError(f"rtobs.integrations.{asked}: no client is called {wrong[0]!r}; known: {', '.join(known)}")
+    return {name: known[name] for name in clients or known}
 
 
 def hands_over(callback: C) -> C:

@@ -22,10 +22,11 @@ from rtobs.integrations import _aio_pika_depths, _rabbitmq
 from rtobs.integrations._aio_pika_depths import depths, strains
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "rabbitmq"
 SUPPORTS = "aio-pika>=10.2,<11"
+FACTORIES = ("aio_pika.Connection",)
 
 Client = TypeVar("Client", bound=Connection | Channel | Exchange | Queue)
 

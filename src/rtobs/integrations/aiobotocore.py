@@ -21,9 +21,10 @@ from rtobs.integrations._boto_depths import depths, strains
 from rtobs.integrations._sqs import SYSTEM
 from rtobs.integrations._twin import Options, become, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "aiobotocore>=3.10,<4"
+FACTORIES = ("aiobotocore.client.AioBaseClient",)
 
 
 @overlay

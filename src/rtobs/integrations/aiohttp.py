@@ -21,6 +21,7 @@ from rtobs.integrations._twin import Options, become, guarded, options_of, overl
 
 SYSTEM = "http"
 SUPPORTS = "aiohttp>=3.12,<4"
+FACTORIES = ("aiohttp.ClientSession",)
 
 
 def describe(request: ClientRequest) -> tuple[str, str, int | None]:

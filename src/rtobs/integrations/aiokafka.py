@@ -32,9 +32,10 @@ from rtobs.integrations._kafka import SYSTEM
 from rtobs.integrations._kafka_depths import Partition, depth, strains
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "aiokafka>=0.14,<0.15"
+FACTORIES = ("aiokafka.AIOKafkaProducer", "aiokafka.AIOKafkaConsumer")
 
 Client = TypeVar("Client", bound=AIOKafkaProducer | AIOKafkaConsumer)
 

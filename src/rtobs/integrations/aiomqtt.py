@@ -23,9 +23,10 @@ from rtobs.integrations import _mqtt
 from rtobs.integrations._mqtt import SYSTEM, TRUST
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
 
 SUPPORTS = "aiomqtt>=2.5,<3"
+FACTORIES = ("aiomqtt.Client",)
 
 Wrapped = TypeVar("Wrapped", bound=Client)
 

@@ -25,6 +25,7 @@ from rtobs.integrations._twin import Options, become, guarded, options_of, overl
 
 SYSTEM = "http"
 SUPPORTS = "ASGI 3; starlette 1.10, fastapi 0.165, uvicorn 0.54"
+FACTORIES = ("starlette.applications.Starlette", "fastapi.FastAPI")
 TRUST: Trust = "link"
 """What to believe of a caller's headers unless told otherwise: the internet is no broker of one's own."""
 NEIGHBOURS = (

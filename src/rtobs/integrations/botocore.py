@@ -19,9 +19,10 @@ from rtobs.integrations._boto_depths import depths, strains
 from rtobs.integrations._sqs import NEIGHBOUR, SYSTEM
 from rtobs.integrations._twin import Options, become, guarded, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "botocore>=1.43,<2"
+FACTORIES = ("botocore.client.BaseClient",)
 
 _INSTRUMENTED = frozenset({"receive_message", "send_message", "send_message_batch"})
 

@@ -29,10 +29,11 @@ from rtobs.integrations._celery_depths import depths, strains
 from rtobs.integrations._celery_facts import describe
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "celery"
 SUPPORTS = "celery>=5.6,<6"
+FACTORIES = ("celery.Celery",)
 
 _sending: ContextVar[Facts | None] = ContextVar("rtobs-celery-sending", default=None)
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaException, Message, TopicPartition
 from confluent_kafka.aio import AIOConsumer, AIOProducer
+from confluent_kafka.cimpl import Consumer, Producer  # not what another tool has put into their place
 
 from rtobs._hop import confirm, leaf
 from rtobs._hop.batch import Sends
@@ -29,9 +30,17 @@ from rtobs.integrations._kafka import SYSTEM
 from rtobs.integrations._kafka_depths import Partition, depth, strains
 from rtobs.integrations._twin import Options, StandIn, become, guarded, options_of, overlay, stand_in
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "confluent-kafka>=2.16,<3"
+FACTORIES = (
+    "confluent_kafka.Producer",
+    "confluent_kafka.Consumer",
+    "confluent_kafka.SerializingProducer",
+    "confluent_kafka.DeserializingConsumer",
+    "confluent_kafka.aio.AIOProducer",
+    "confluent_kafka.aio.AIOConsumer",
+)
 
 Client = TypeVar("Client", bound=Producer | Consumer | AIOProducer | AIOConsumer)
 

@@ -12,15 +12,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, ClassVar, get_args
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
 
 from rtobs._hop.http import Request
 from rtobs._journey.message import Trust
-from rtobs.errors import ConfigError
+from rtobs.errors import ConfigError, UnsupportedError
 from rtobs.integrations import _environ
-from rtobs.integrations._twin import guarded
+from rtobs.integrations._twin import Options, guarded
 
 SYSTEM = "http"
 SUPPORTS = "django>=5.2,<7"
+FACTORIES = ("django.core.handlers.wsgi.WSGIHandler", "django.core.handlers.asgi.ASGIHandler")
 NEIGHBOURS = (
     "opentelemetry.instrumentation.django",
     "opentelemetry.instrumentation.django.middleware.otel_middleware",
@@ -190,3 +192,22 @@ def _blame(request: Any, error: Exception) -> None:
     found = getattr(request, _MARK, None)
     if isinstance(found, _Request):
         found.error = error
+
+
+def prepare() -> None:
+    """Put the middleware first, where the settings do not name it: for applications that nobody wants to change."""
+    path = f"{__name__}.{Middleware.__name__}"
+    if path not in settings.MIDDLEWARE:
+        settings.MIDDLEWARE = [path, *settings.MIDDLEWARE]
+
+
+def wrap(client: Any, _options: Options) -> Any:
+    """Refuse: Django makes its middlewares itself, from its settings.
+
+    Raises:
+        UnsupportedError: always.
+    """
+    raise UnsupportedError(
+        f"rtobs.wrap: a {type(client).__qualname__} cannot be wrapped; name rtobs.integrations.django.Middleware in "
+        "MIDDLEWARE of Django's settings"
+    )

@@ -27,10 +27,11 @@ from rtobs.errors import UnsupportedError
 from rtobs.integrations import _rabbitmq
 from rtobs.integrations._twin import Options, guarded
 
-__all__ = ["SUPPORTS", "SYSTEM", "Middleware", "describe", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "Middleware", "describe", "wrap"]
 
 SYSTEM = "faststream"
 SUPPORTS = "faststream>=0.7.8,<0.8"
+FACTORIES = ("faststream._internal.broker.BrokerUsecase",)
 
 Broker = TypeVar("Broker", bound=BrokerUsecase[Any, Any])
 

@@ -19,6 +19,7 @@ from rtobs.integrations._twin import Options, become, guarded, options_of, overl
 
 SYSTEM = "http"
 SUPPORTS = "httpx 0.28"
+FACTORIES = ("httpx.Client", "httpx.AsyncClient")
 
 _PORTS = {"https": 443, "http": 80}
 

@@ -31,9 +31,10 @@ from rtobs.integrations._kafka import SYSTEM
 from rtobs.integrations._kafka_depths import Partition, depth, strains
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "kafka-python>=2.3,<4"
+FACTORIES = ("kafka.KafkaProducer", "kafka.KafkaConsumer")
 
 Client = TypeVar("Client", bound=KafkaProducer | KafkaConsumer)
 

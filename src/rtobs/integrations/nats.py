@@ -29,10 +29,11 @@ from rtobs.integrations import _nats
 from rtobs.integrations._nats_depths import depths, strains
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay, restore
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "nats"
 SUPPORTS = "nats-py>=2.16,<3"
+FACTORIES = ("nats.aio.client.Client",)
 
 Wrapped = TypeVar("Wrapped", bound=Client | JetStreamContext)
 

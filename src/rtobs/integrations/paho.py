@@ -26,9 +26,10 @@ from rtobs.integrations import _mqtt
 from rtobs.integrations._mqtt import SYSTEM, TRUST, describe
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
 
 SUPPORTS = "paho-mqtt>=2.1,<3"
+FACTORIES = ("paho.mqtt.client.Client",)
 
 Wrapped = TypeVar("Wrapped", bound=Client)
 

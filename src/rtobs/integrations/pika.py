@@ -29,10 +29,11 @@ from rtobs.integrations import _pika_channel, _rabbitmq
 from rtobs.integrations._pika_depths import depths, strains
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "rabbitmq"
 SUPPORTS = "pika>=1.4,<2"
+FACTORIES = ("pika.BlockingConnection", "pika.connection.Connection")
 
 Client = TypeVar("Client", bound=BlockingConnection | BlockingChannel | Connection | Channel)
 

@@ -30,9 +30,10 @@ from rtobs.integrations._redis_facts import PUBLISHED, SYSTEM, entry_facts, open
 from rtobs.integrations._redis_pubsub import instrument
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "redis>=8.1,<9"
+FACTORIES = ("redis.Redis", "redis.asyncio.Redis", "redis.RedisCluster", "redis.asyncio.RedisCluster")
 
 Client = TypeVar("Client")
 

@@ -20,6 +20,7 @@ from rtobs.integrations._twin import Options, become, guarded, options_of, overl
 
 SYSTEM = "http"
 SUPPORTS = "requests>=2.31,<3"
+FACTORIES = ("requests.Session",)
 
 Session = TypeVar("Session", bound=requests.Session)
 

@@ -25,10 +25,11 @@ from rtobs.errors import UnsupportedError
 from rtobs.integrations._places import template
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
+__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
 
 SYSTEM = "websocket"
 SUPPORTS = "websockets>=14,<18"
+FACTORIES = ("websockets.asyncio.connection.Connection", "websockets.sync.connection.Connection")
 TRUST: Trust = "link"
 """What to believe of the other side unless told otherwise: it is a browser more often than not."""
 

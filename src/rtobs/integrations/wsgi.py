@@ -23,6 +23,7 @@ from rtobs.integrations._twin import Options, become, guarded, options_of, overl
 
 SYSTEM = "http"
 SUPPORTS = "WSGI (PEP 3333); flask>=3.1,<4"
+FACTORIES = ("flask.Flask",)
 TRUST: Trust = "link"
 """What to believe of a caller's headers unless told otherwise: the internet is no broker of one's own."""
 
