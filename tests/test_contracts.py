@@ -99,6 +99,6 @@ def test_programs_type_check_against_the_stub_alone(tmp_path: Path) -> None:
 def test_schemas_named_on_the_page_are_schemas() -> None:
     """Every JSON Schema that the contract names exists and is one."""
     found = re.findall(r"`([\w/.]+schema\.json)`", PAGE)
-    assert len(found) == 7
+    assert len(found) == 8
     for name in found:
         assert json.loads((ROOT / name).read_text())["$schema"].endswith("2020-12/schema")

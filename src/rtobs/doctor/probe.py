@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections import Counter
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Probe:
         """Begin to look on."""
         for name, packages in integrations.instrumentable().items():
             module = integrations.leaf_of(name)
-            _constructors.meet(module, packages, lambda client, name=name: self.met(name, client))
+            _constructors.meet(module, packages, partial(self.met, name))
         self._count_what_is_handed_out()
         os.register_at_fork(after_in_parent=self._forked, after_in_child=self._is_child)
         atexit.register(self.write)
@@ -141,7 +142,7 @@ def _name(cls: type) -> str:
 
 
 def _is_wrapped(name: str, client: Any) -> bool:
-    kind = type(client)
+    kind: Any = type(client)
     if name == "faststream":
         middlewares = getattr(getattr(client, "config", None), "broker_middlewares", ())
         return any(_name(type(one)) == "rtobs.integrations.faststream.Middleware" for one in middlewares)
@@ -160,7 +161,7 @@ def _contrib() -> list[str]:
     """Return the instrumentations of OpenTelemetry's that are at work, by the last part of their module."""
     found: set[str] = set()
     for name, module in [*sys.modules.items()]:
-        if name.startswith(_CONTRIB) and module is not None:
+        if name.startswith(_CONTRIB):
             for one in vars(module).values():
                 instance = vars(one).get("_instance") if isinstance(one, type) else None
                 if instance is not None and getattr(instance, "_is_instrumented_by_opentelemetry", False):

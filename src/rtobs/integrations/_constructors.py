@@ -34,7 +34,7 @@ def meet(leaf: str, packages: Collection[str], made: Made) -> None:
     """Call *made* with each client of a leaf (a module's dotted name) made from now on, after its constructor.
 
     Args:
-        leaf: has ``FACTORIES``, dotted names of classes, and perhaps ``prepare``, called before each constructor.
+        leaf: may have ``FACTORIES``, dotted names of classes, and ``prepare``, called before each constructor.
         packages: what an application imports to have such a client; one that is not imported yet is waited for.
         made: the same one is told once.
     """
@@ -66,7 +66,7 @@ def _imported(leaf: str, package: str, _module: object = None) -> None:
         return
     try:
         module: Any = import_module(leaf)
-        for name in module.FACTORIES:
+        for name in getattr(module, "FACTORIES", ()):
             if name.partition(".")[0] == package:
                 _replace(leaf, name, getattr(module, "prepare", _nothing))
     except Exception as error:  # noqa: BLE001  a library that cannot be instrumented works on as it was

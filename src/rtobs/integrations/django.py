@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, ClassVar, get_args
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.conf import settings
+from django.conf import settings  # pyright: ignore[reportMissingTypeStubs]  # it has none
 
 from rtobs._hop.http import Request
 from rtobs._journey.message import Trust

@@ -1,6 +1,7 @@
 """Starts the probe in every interpreter that has this folder on its path, then what it stands in front of."""
 
 import contextlib
+import importlib
 import os
 import sys
 
@@ -14,5 +15,5 @@ try:
 except Exception as error:  # noqa: BLE001  the application is to run whatever is wrong with us
     sys.stderr.write(f"rtobs doctor: the probe could not start: {type(error).__name__}: {error}\n")
 with contextlib.suppress(ImportError):
-    import sitecustomize  # noqa: F401  the environment's own
+    importlib.import_module(__name__)  # the environment's own
 sys.modules.setdefault(__name__, _ours)
