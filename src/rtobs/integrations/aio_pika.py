@@ -20,13 +20,24 @@ from rtobs._journey.record import Settlement
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _aio_pika_depths, _rabbitmq
 from rtobs.integrations._aio_pika_depths import depths, strains
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "rabbitmq"
 SUPPORTS = "aio-pika>=10.2,<11"
 FACTORIES = ("aio_pika.Connection",)
+COVERAGE = Coverage(
+    client="aio-pika (RabbitMQ)",
+    produce="`publish`",
+    consume="callbacks, `get`, iterators, `process()`",
+    carrier="AMQP headers",
+    attempt="`x-delivery-count` or `redelivered`, and deaths",
+    lag="a queue with a time to live: when the broker moved it",
+    depth="passive declaration",
+    missing="the management interface; `Connection.blocked` before a publish",
+)
 
 Client = TypeVar("Client", bound=Connection | Channel | Exchange | Queue)
 

@@ -18,13 +18,24 @@ from aiobotocore.client import AioBaseClient  # type: ignore[import-untyped]  # 
 from rtobs.integrations import _boto_calls as calls
 from rtobs.integrations._boto_calls import describe
 from rtobs.integrations._boto_depths import depths, strains
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._sqs import SYSTEM
 from rtobs.integrations._twin import Options, become, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "aiobotocore>=3.10,<4"
 FACTORIES = ("aiobotocore.client.AioBaseClient",)
+COVERAGE = Coverage(
+    client="aiobotocore, aioboto3 (SQS, SNS)",
+    produce="sends and batches",
+    consume="receives; also through topics",
+    carrier="one message attribute",
+    attempt="`ApproximateReceiveCount`",
+    lag="`SentTimestamp`",
+    depth="queue attributes",
+    missing="as botocore",
+)
 
 
 @overlay

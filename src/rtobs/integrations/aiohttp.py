@@ -17,11 +17,22 @@ from aiohttp import ClientRequest, ClientResponse, ClientSession
 
 from rtobs._hop.http import Exchange
 from rtobs.errors import UnsupportedError
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "http"
 SUPPORTS = "aiohttp>=3.12,<4"
 FACTORIES = ("aiohttp.ClientSession",)
+COVERAGE = Coverage(
+    client="aiohttp (client)",
+    produce="calls inside `@rtobs.deliver`, as its detail",
+    consume="none",
+    carrier="HTTP headers, to hosts in `propagate_to`",
+    attempt="`Retry-After` and resends are told",
+    lag="none",
+    depth="none",
+    missing="calls outside a delivery; its server",
+)
 
 
 def describe(request: ClientRequest) -> tuple[str, str, int | None]:

@@ -20,13 +20,24 @@ from rtobs._hop.runtime import runtime
 from rtobs._journey.message import Message as Facts
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _mqtt
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._mqtt import SYSTEM, TRUST
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
 
 SUPPORTS = "aiomqtt>=2.5,<3"
 FACTORIES = ("aiomqtt.Client",)
+COVERAGE = Coverage(
+    client="aiomqtt (MQTT 5, 3.1.1)",
+    produce="`publish`, until the broker has it",
+    consume="the iterator over messages",
+    carrier="user properties; in 3.1.1 an opt-in envelope",
+    attempt="the DUP flag: 2 at most",
+    lag="a retained message: its release",
+    depth="none",
+    missing="a hop for an iterated message: it is yours to scope",
+)
 
 Wrapped = TypeVar("Wrapped", bound=Client)
 

@@ -21,11 +21,22 @@ from typing import Any, get_args
 from rtobs._hop.http import Request
 from rtobs._journey.message import Trust
 from rtobs.errors import ConfigError, UnsupportedError
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "http"
 SUPPORTS = "ASGI 3; starlette 1.10, fastapi 0.165, uvicorn 0.54"
 FACTORIES = ("starlette.applications.Starlette", "fastapi.FastAPI")
+COVERAGE = Coverage(
+    client="ASGI: Starlette, FastAPI, any",
+    produce="none",
+    consume="HTTP requests, as accept hops",
+    carrier="HTTP headers",
+    attempt="none",
+    lag="none",
+    depth="none",
+    missing="frames of a WebSocket, until you scope them",
+)
 TRUST: Trust = "link"
 """What to believe of a caller's headers unless told otherwise: the internet is no broker of one's own."""
 NEIGHBOURS = (

@@ -16,13 +16,24 @@ from botocore.client import BaseClient
 from rtobs.integrations import _boto_calls as calls
 from rtobs.integrations._boto_calls import describe
 from rtobs.integrations._boto_depths import depths, strains
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._sqs import NEIGHBOUR, SYSTEM
 from rtobs.integrations._twin import Options, become, guarded, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "botocore>=1.43,<2"
 FACTORIES = ("botocore.client.BaseClient",)
+COVERAGE = Coverage(
+    client="boto3, botocore (SQS, SNS)",
+    produce="sends and batches",
+    consume="receives; also through topics",
+    carrier="one message attribute",
+    attempt="`ApproximateReceiveCount`",
+    lag="`SentTimestamp`",
+    depth="queue attributes",
+    missing="events of AWS Lambda; AWS itself (tested on moto)",
+)
 
 _INSTRUMENTED = frozenset({"receive_message", "send_message", "send_message_batch"})
 

@@ -27,13 +27,24 @@ from rtobs.errors import UnsupportedError
 from rtobs.integrations import _celery_facts, _celery_worker, _rabbitmq
 from rtobs.integrations._celery_depths import depths, strains
 from rtobs.integrations._celery_facts import describe
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "celery"
 SUPPORTS = "celery>=5.6,<6"
 FACTORIES = ("celery.Celery",)
+COVERAGE = Coverage(
+    client="Celery",
+    produce="`send_task` and all that reaches it",
+    consume="runs of tasks, by Celery's signals",
+    carrier="headers of the task",
+    attempt="`retries` of the task",
+    lag="`eta`, `countdown`",
+    depth="the broker's queues",
+    missing="result backends; batches; pools that spawn unless the application is wrapped there",
+)
 
 _sending: ContextVar[Facts | None] = ContextVar("rtobs-celery-sending", default=None)
 

@@ -26,11 +26,12 @@ from rtobs._journey.message import Trust
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _confluent_kafka as calls
 from rtobs.integrations import _kafka
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._kafka import SYSTEM
 from rtobs.integrations._kafka_depths import Partition, depth, strains
 from rtobs.integrations._twin import Options, StandIn, become, guarded, options_of, overlay, stand_in
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "confluent-kafka>=2.16,<3"
 FACTORIES = (
@@ -40,6 +41,16 @@ FACTORIES = (
     "confluent_kafka.DeserializingConsumer",
     "confluent_kafka.aio.AIOProducer",
     "confluent_kafka.aio.AIOConsumer",
+)
+COVERAGE = Coverage(
+    client="confluent-kafka (Kafka)",
+    produce="`produce`, to its delivery report",
+    consume="`poll`, `consume`; serializing and asyncio clients",
+    carrier="one record header each",
+    attempt="none: Kafka counts no deliveries",
+    lag="the record's timestamp",
+    depth="committed offsets against the end of the log",
+    missing="headers of `AIOProducer`, which refuses them; Kafka itself (a mock cluster)",
 )
 
 Client = TypeVar("Client", bound=Producer | Consumer | AIOProducer | AIOConsumer)

@@ -18,11 +18,22 @@ from rtobs._hop.http import Request
 from rtobs._journey.message import Trust
 from rtobs.errors import ConfigError, UnsupportedError
 from rtobs.integrations import _environ
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, guarded
 
 SYSTEM = "http"
 SUPPORTS = "django>=5.2,<7"
 FACTORIES = ("django.core.handlers.wsgi.WSGIHandler", "django.core.handlers.asgi.ASGIHandler")
+COVERAGE = Coverage(
+    client="Django",
+    produce="none",
+    consume="HTTP requests, as accept hops",
+    carrier="HTTP headers",
+    attempt="none",
+    lag="none",
+    depth="none",
+    missing="channels' WebSockets",
+)
 NEIGHBOURS = (
     "opentelemetry.instrumentation.django",
     "opentelemetry.instrumentation.django.middleware.otel_middleware",

@@ -25,13 +25,24 @@ from rtobs._journey.message import Message as Facts
 from rtobs._journey.record import Settlement
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _rabbitmq
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, guarded
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "Middleware", "describe", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "Middleware", "describe", "wrap"]
 
 SYSTEM = "faststream"
 SUPPORTS = "faststream>=0.7.8,<0.8"
 FACTORIES = ("faststream._internal.broker.BrokerUsecase",)
+COVERAGE = Coverage(
+    client="FastStream",
+    produce="`publish`",
+    consume="subscribers, by their acknowledgement policy",
+    carrier="headers of its broker",
+    attempt="its client's, if that is wrapped",
+    lag="its client's, if that is wrapped",
+    depth="its client's, if that is wrapped",
+    missing="batch subscribers and publishing; messages that cannot be parsed",
+)
 
 Broker = TypeVar("Broker", bound=BrokerUsecase[Any, Any])
 

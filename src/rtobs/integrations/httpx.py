@@ -15,11 +15,22 @@ from typing import Any
 import httpx
 
 from rtobs._hop.http import Exchange, exchange
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "http"
-SUPPORTS = "httpx 0.28"
+SUPPORTS = "httpx>=0.28,<0.29"
 FACTORIES = ("httpx.Client", "httpx.AsyncClient")
+COVERAGE = Coverage(
+    client="httpx",
+    produce="calls inside `@rtobs.deliver`, as its detail",
+    consume="none",
+    carrier="HTTP headers, to hosts in `propagate_to`",
+    attempt="`Retry-After` and resends are told",
+    lag="none",
+    depth="none",
+    missing="calls outside a delivery",
+)
 
 _PORTS = {"https": 443, "http": 80}
 

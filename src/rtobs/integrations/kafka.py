@@ -27,14 +27,25 @@ from rtobs._hop.watching import Answer, Ask
 from rtobs._journey.message import Message
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _kafka
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._kafka import SYSTEM
 from rtobs.integrations._kafka_depths import Partition, depth, strains
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "kafka-python>=2.3,<4"
 FACTORIES = ("kafka.KafkaProducer", "kafka.KafkaConsumer")
+COVERAGE = Coverage(
+    client="kafka-python (Kafka)",
+    produce="`send`",
+    consume="`poll`, iterators",
+    carrier="one record header each",
+    attempt="none: Kafka counts no deliveries",
+    lag="the record's timestamp",
+    depth="committed offsets against the end of the log",
+    missing="Kafka itself (tested on a mock cluster)",
+)
 
 Client = TypeVar("Client", bound=KafkaProducer | KafkaConsumer)
 

@@ -24,10 +24,21 @@ from rtobs._hop import leaf
 from rtobs._hop.runtime import runtime
 from rtobs._hop.watching import Answer, Ask, Depth
 from rtobs._journey.message import Message as Facts
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "memory"
 SUPPORTS = "rtobs.integrations.memory of this version"
+COVERAGE = Coverage(
+    client="in-memory broker",
+    produce="`publish`",
+    consume="callbacks, `get`, iterators",
+    carrier="message headers",
+    attempt="its delivery count",
+    lag="its own clock",
+    depth="its queues",
+    missing="anything but tests and the demo",
+)
 
 Handler = Callable[["Message"], Awaitable[object] | object]
 

@@ -26,14 +26,25 @@ from rtobs._journey.message import Message as Facts
 from rtobs._journey.record import Settlement
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _nats
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._nats_depths import depths, strains
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay, restore
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "nats"
 SUPPORTS = "nats-py>=2.16,<3"
 FACTORIES = ("nats.aio.client.Client",)
+COVERAGE = Coverage(
+    client="nats-py (NATS)",
+    produce="`publish`, `request`; JetStream's",
+    consume="callbacks, `next_msg`, iterators, push, pull",
+    carrier="NATS headers",
+    attempt="JetStream's delivery count",
+    lag="JetStream's timestamp",
+    depth="stream and consumer state",
+    missing="nats-core and nats-jetstream; key-value and object stores are no messages",
+)
 
 Wrapped = TypeVar("Wrapped", bound=Client | JetStreamContext)
 

@@ -23,13 +23,24 @@ from rtobs._journey.message import Message
 from rtobs._journey.outcome import ErrorCategory
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _mqtt
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._mqtt import SYSTEM, TRUST, describe
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
 
 SUPPORTS = "paho-mqtt>=2.1,<3"
 FACTORIES = ("paho.mqtt.client.Client",)
+COVERAGE = Coverage(
+    client="paho-mqtt (MQTT 5, 3.1.1)",
+    produce="`publish`, until the broker has it",
+    consume="all callbacks, one hop a message",
+    carrier="user properties; in 3.1.1 an opt-in envelope",
+    attempt="the DUP flag: 2 at most",
+    lag="a retained message: its release",
+    depth="none",
+    missing="the helpers `paho.mqtt.publish` and `.subscribe`",
+)
 
 Wrapped = TypeVar("Wrapped", bound=Client)
 

@@ -26,14 +26,25 @@ from rtobs._journey.message import Message as Facts
 from rtobs._journey.record import Settlement
 from rtobs.errors import UnsupportedError
 from rtobs.integrations import _pika_channel, _rabbitmq
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._pika_depths import depths, strains
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SYSTEM = "rabbitmq"
 SUPPORTS = "pika>=1.4,<2"
 FACTORIES = ("pika.BlockingConnection", "pika.connection.Connection")
+COVERAGE = Coverage(
+    client="pika (RabbitMQ)",
+    produce="`basic_publish`, with confirms",
+    consume="callbacks, `basic_get`, the generator",
+    carrier="AMQP headers",
+    attempt="as aio-pika",
+    lag="as aio-pika",
+    depth="passive declaration",
+    missing="confirms and returns of callback-driven channels; coroutines as callbacks",
+)
 
 Client = TypeVar("Client", bound=BlockingConnection | BlockingChannel | Connection | Channel)
 

@@ -24,16 +24,27 @@ from rtobs._hop.runtime import runtime
 from rtobs._journey.message import Message, Trust
 from rtobs.errors import ConfigError, UnsupportedError
 from rtobs.integrations import _redis_calls as calls
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._redis_commands import COMMANDS, Entry, Reader, encoder, is_a, moment, text
 from rtobs.integrations._redis_depths import depths, strains
 from rtobs.integrations._redis_facts import PUBLISHED, SYSTEM, entry_facts, opened, published_facts
 from rtobs.integrations._redis_pubsub import instrument
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "depths", "describe", "strains", "wrap"]
 
 SUPPORTS = "redis>=8.1,<9"
 FACTORIES = ("redis.Redis", "redis.asyncio.Redis", "redis.RedisCluster", "redis.asyncio.RedisCluster")
+COVERAGE = Coverage(
+    client="redis-py (Redis)",
+    produce="`XADD`, `PUBLISH`, lists; pipelines",
+    consume="stream reads and claims, Pub/Sub handlers, pops",
+    carrier="one field of an entry; else an opt-in envelope",
+    attempt="the group's delivery count",
+    lag="the entry's id",
+    depth="`XLEN`, `XINFO`, `LLEN`",
+    missing="sends in Lua; clusters of several nodes; client-side caching",
+)
 
 Client = TypeVar("Client")
 

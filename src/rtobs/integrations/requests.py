@@ -16,11 +16,22 @@ import requests
 from requests.adapters import BaseAdapter
 
 from rtobs._hop.http import Exchange, exchange
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "http"
 SUPPORTS = "requests>=2.31,<3"
 FACTORIES = ("requests.Session",)
+COVERAGE = Coverage(
+    client="requests",
+    produce="calls inside `@rtobs.deliver`, as its detail",
+    consume="none",
+    carrier="HTTP headers, to hosts in `propagate_to`",
+    attempt="`Retry-After` and resends are told",
+    lag="none",
+    depth="none",
+    missing="calls outside a delivery",
+)
 
 Session = TypeVar("Session", bound=requests.Session)
 

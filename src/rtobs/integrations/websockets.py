@@ -22,14 +22,25 @@ from rtobs._hop.runtime import runtime
 from rtobs._journey import envelope
 from rtobs._journey.message import Message, Trust
 from rtobs.errors import UnsupportedError
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._places import template
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
-__all__ = ["FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
+__all__ = ["COVERAGE", "FACTORIES", "SUPPORTS", "SYSTEM", "TRUST", "describe", "wrap"]
 
 SYSTEM = "websocket"
 SUPPORTS = "websockets>=14,<18"
 FACTORIES = ("websockets.asyncio.connection.Connection", "websockets.sync.connection.Connection")
+COVERAGE = Coverage(
+    client="websockets",
+    produce="`send`",
+    consume="`recv`, iterators, where you scope them",
+    carrier="an opt-in envelope",
+    attempt="none",
+    lag="none",
+    depth="none",
+    missing="`broadcast`; the legacy and trio interfaces",
+)
 TRUST: Trust = "link"
 """What to believe of the other side unless told otherwise: it is a browser more often than not."""
 

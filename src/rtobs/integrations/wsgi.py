@@ -19,11 +19,22 @@ from rtobs._hop.http import Request
 from rtobs._journey.message import Trust
 from rtobs.errors import ConfigError, UnsupportedError
 from rtobs.integrations import _environ
+from rtobs.integrations._coverage import Coverage
 from rtobs.integrations._twin import Options, become, guarded, options_of, overlay
 
 SYSTEM = "http"
 SUPPORTS = "WSGI (PEP 3333); flask>=3.1,<4"
 FACTORIES = ("flask.Flask",)
+COVERAGE = Coverage(
+    client="WSGI: Flask, any",
+    produce="none",
+    consume="HTTP requests, as accept hops",
+    carrier="HTTP headers",
+    attempt="none",
+    lag="none",
+    depth="none",
+    missing="the route of applications other than Flask, unless named",
+)
 TRUST: Trust = "link"
 """What to believe of a caller's headers unless told otherwise: the internet is no broker of one's own."""
 
