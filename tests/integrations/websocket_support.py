@@ -54,11 +54,11 @@ class WebSocketAdapter:
 
     async def client(self, *, wrapped: bool = True, **options: Any) -> HeldUp:
         if self._server is None:
-            self._server = await websockets.asyncio.server.serve(self._relay, "127.0.0.1", 0, max_queue=None)
+            self._server = await websockets.asyncio.server.serve(self._relay, "127.0.0.1", 0, max_queue=4096)
         port = self._server.sockets[0].getsockname()[1]
         known = len(self._server.connections)
         client: Any = await websockets.asyncio.client.connect(
-            f"ws://127.0.0.1:{port}{PATH}?token=secret", create_connection=HeldUp, max_queue=None
+            f"ws://127.0.0.1:{port}{PATH}?token=secret", create_connection=HeldUp, max_queue=4096
         )
         server = self._server
         await eventually(lambda: len(server.connections) > known)
