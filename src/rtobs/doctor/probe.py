@@ -142,10 +142,10 @@ def _name(cls: type) -> str:
 
 
 def _is_wrapped(name: str, client: Any) -> bool:
-    kind: Any = type(client)
+    kind: type = type(client)  # pyright: ignore[reportUnknownVariableType]  it may be anything
     if name == "faststream":
         middlewares = getattr(getattr(client, "config", None), "broker_middlewares", ())
-        return any(_name(type(one)) == "rtobs.integrations.faststream.Middleware" for one in middlewares)
+        return any(_name(one.__class__) == "rtobs.integrations.faststream.Middleware" for one in middlewares)
     if name == "django":
         settings: Any = import_module("django.conf").settings
         return "rtobs.integrations.django.Middleware" in settings.MIDDLEWARE
