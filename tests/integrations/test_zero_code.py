@@ -80,11 +80,9 @@ def hops(request, unique) -> Any:
 
 
 def test_an_application_without_a_line_of_ours_has_one_hop_on_either_side(hops):
-    """Also beside contrib's instrumentation a message is one publish and one consume hop, which belong together.
-
-    Where a client has no callback, a received message is linked to; what its handling is only the application knows.
-    """
+    """Also beside contrib's instrumentation a message is one publish and one consume hop, which belong together."""
     app, found = hops
+    # Where a client has no callback, what was received is linked to: only the application knows what its handling is.
     other = {"redis": "receive", "kafka": "receive", "flask": "accept"}.get(app, "consume")
     assert found.keys() == {"publish", other}
     sent, seen = found["publish"], found[other]
