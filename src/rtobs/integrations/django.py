@@ -23,6 +23,7 @@ from rtobs.integrations._twin import Options, guarded
 
 SYSTEM = "http"
 SUPPORTS = "django>=5.2,<7"
+TRUST: Trust = "link"
 FACTORIES = ("django.core.handlers.wsgi.WSGIHandler", "django.core.handlers.asgi.ASGIHandler")
 COVERAGE = Coverage(
     client="Django",
@@ -135,7 +136,7 @@ class Middleware:
 
     sync_capable = True
     async_capable = True
-    trust: ClassVar[Trust] = "link"
+    trust: ClassVar[Trust] = TRUST
     """What of the caller's headers to believe: ``link``, ``trusted`` or ``ignore``; set it in a subclass."""
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
