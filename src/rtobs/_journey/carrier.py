@@ -198,9 +198,12 @@ def _extract(headers: object, wire_key: bytes | None) -> Incoming:  # noqa: C901
     baggage = text(baggage, BAGGAGE_LIMIT, several=True)
     if baggage:
         foreign, cid, tenant = split_baggage(baggage)
-        if journey is None and cid and wire_key is None:
-            journey = Journey(cid, 0)
-            journey.tenant = redaction.redact(tenant, redaction.NAME_LIMIT)  # another language's service set it
+        if cid and wire_key is None:
+            if journey is None:
+                journey = Journey(cid, 0)
+                journey.tenant = redaction.redact(tenant, redaction.NAME_LIMIT)  # another language's service set it
+            elif not int(packed[1:3], 16) & _HAS_CID:  # a neighbour has put a traceparent of its own in place of ours
+                journey.correlation_id = cid
     return Incoming(trace, span, flags, journey, tracestate, foreign)
 
 

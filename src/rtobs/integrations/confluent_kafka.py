@@ -98,8 +98,9 @@ def _report_to(asked: calls.Produce, send: confirm.ConfirmedSend) -> None:
 
 def _carry(send: leaf.Send, asked: calls.Produce, room: int | None = None) -> bool:
     """Put our headers among those of a call; tell whether there are any."""
-    carrying = _kafka.carrying(send, asked.headers, room)
-    if carrying is asked.headers and room is None:
+    theirs = asked.headers
+    carrying = _kafka.carrying(send, {} if theirs is None else theirs, room) or theirs  # ddtrace adds to a dict only
+    if carrying is theirs and room is None:
         return False
     asked["headers"] = carrying
     return True
