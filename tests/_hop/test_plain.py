@@ -33,10 +33,10 @@ def _slots(thing: object) -> dict[str, Any]:
 
 
 def _told(record: HopRecord) -> dict[str, Any]:
-    """Return all that a record says; what stands for the ``with`` and the context is told by its type."""
+    """Return all that a record says; what stands for the ``with``, the context and the span is told by its type."""
     found = _slots(record) | {"vars": vars(record)}
     found["journey"] = _slots(record.journey)
-    found["previous"], found["opener"] = type(record.previous), type(record.opener)
+    found |= {name: type(found[name]) for name in ("previous", "opener", "adopted")}
     return found
 
 

@@ -82,7 +82,7 @@ _PATHS = {
         sink=True,
     ),
     "users_provider": Row("full hop, sampled, the user's SDK TracerProvider", cases.users),
-    "fallback": Row("full hop, sampled, SDK spans, for a processor wants to see them start", cases.fallback),
+    "fallback": Row("full hop, sampled, shown as an SDK span to a processor that watches starts", cases.fallback),
     "unsampled": _ours(
         "full hop, unsampled, our pipeline: metrics, headers and log decision kept",
         partial(cases.ours, sampling={"default": 0}, spans=0),

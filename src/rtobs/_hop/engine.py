@@ -78,8 +78,8 @@ def start(  # noqa: C901, PLR0912  where each kind of hop begins, side by side
     local = span = None
     if context and (span := context.get(SPAN_KEY)) is not None and type(span) is not HopRecord:
         local = _local_parent(span)
-        if local is not None and ambient is None and (around := current()) is not None and around.adopted is span:
-            local = None  # it stands for a hop of which this one is no part
+        if local is not None and (around := current()) is not None and around.adopted is span:
+            local = None  # it stands for a hop: the one around this one, or one of which this is no part
     record.wall_ns = wall_ns = runtime.wall_ns()
     record.start_ns = runtime.monotonic_ns()
     if kind == "consume":

@@ -103,7 +103,7 @@ def _open(  # noqa: PLR0917  all by position: names would cost as much as the wo
     record.sampled = runtime.begin(record)
     runtime.open_hops.add(record)
     try:
-        attach({HOP_KEY: record, SPAN_KEY: record})  # type: ignore[arg-type]  # a Context can do no more but refuse to be changed
+        attach({HOP_KEY: record, SPAN_KEY: record.adopted or record})  # type: ignore[arg-type]  # a Context can do no more but refuse to be changed
     except Exception:
         runtime.open_hops.discard(record)
         raise

@@ -229,6 +229,7 @@ class CurrentSpan(Span):
     def set_status(self, status: Any, description: str | None = None) -> None:
         """Keep a neighbour's complaint as an attribute; the hop's outcome alone decides its status."""
         code = status if isinstance(status, StatusCode) else getattr(status, "status_code", None)
+        description = description or getattr(status, "description", None)
         if code is StatusCode.ERROR and description:
             self.set_attribute("otel.status_description", description)
 

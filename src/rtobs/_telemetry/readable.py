@@ -59,7 +59,7 @@ def readable(record: HopRecord, resource: Any) -> list[ReadableSpan]:
     span = ReadableSpan(
         span_name(record), record.get_span_context(), parent_of(record), resource, attributes(record),
         events_of(record), links_of(record) or (), KINDS[record.kind], None, status_of(record), record.wall_ns,
-        record.wall_ns + record.duration_ns, SCOPE,
+        record.wall_ns + record.duration_ns if record.ended else None, SCOPE,
     )  # fmt: skip
     if not record.stages:
         return [span]

@@ -1,7 +1,8 @@
 """Spans: one HopRecord becomes one span and its stages' child spans, through the provider's own sampler and processors.
 
-Fast way: a ReadableSpan made at the end is handed to the provider's processors. Fallback, where a processor wants to
-see spans start or the tracer is not the SDK's: a real SDK span per hop. Must not know brokers or exporters.
+Fast way: a ReadableSpan made at the end is handed to the provider's processors. Where one of them wants to see spans
+start, it is shown the hop as one. Fallback, where the tracer is not the SDK's: a span of its own per hop. Must not know
+brokers or exporters.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import context as api
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
@@ -42,6 +44,7 @@ from rtobs._telemetry.readable import (
     status_of,
 )
 from rtobs._telemetry.shedding import Shedding, Verdict
+from rtobs._telemetry.shown import Shown
 
 if TYPE_CHECKING:
     from rtobs._journey.journey import Journey
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
 
 _NAME, _LINKS = "", " "
 """Keys of a span's name and number of links among what an SDK span was told at its start; no attribute has them."""
+
+_NOTHING_TOLD: dict[str, Any] = {}
+"""What a hop was told that is shown to processors; shared, for nothing is added to it."""
 
 
 class OwnProcessor(SpanProcessor):
@@ -87,7 +93,7 @@ class SpanSink:
 
     @property
     def fallback(self) -> bool:
-        """Whether hops are SDK spans, because somebody must see them start."""
+        """Whether hops are spans from their start: somebody must see that, or the tracer is not the SDK's."""
         sdk = self._sdk
         if sdk is None:
             return self._tracer is not None
@@ -98,11 +104,14 @@ class SpanSink:
             self._own = _own_processor(sdk)
         return self._wants_start
 
-    def begin(self, record: HopRecord) -> bool:
-        """Decide at a hop's start whether it is sampled; in fallback start its span."""
+    def begin(self, record: HopRecord, *, shown: bool = False) -> bool:
+        """Decide at a hop's start whether it is sampled; show it to those who want to see that, or start its span.
+
+        *shown*: that is being done, and this is about the decision alone.
+        """
         try:
             multi = self._multi
-            if multi is None or multi._span_processors is not self._seen or self._wants_start:  # noqa: SLF001  as below
+            if not shown and (multi is None or multi._span_processors is not self._seen or self._wants_start):  # noqa: SLF001  as below
                 if self._sdk is None or record.adopted is not None or self.fallback:
                     return self._elsewhere(record)
             elif record.adopted is not None:
@@ -121,10 +130,26 @@ class SpanSink:
             _guard.fault("SpanSink.begin", error)
             return record.sampled
 
+    def _show(self, record: HopRecord, sdk: Tracer) -> bool:
+        """Decide, and let the processors see a hop start that is recorded, as an SDK span that stands for it."""
+        record.sampled = self.begin(record, shown=True)
+        if record.sampled or record.told is not None:
+            parent, context = parent_of(record), api.get_current()
+            if parent is not None:
+                context = trace.set_span_in_context(NonRecordingSpan(parent), context)
+            elif trace.get_current_span(context) is not trace.INVALID_SPAN:
+                context = trace.set_span_in_context(trace.INVALID_SPAN, context)
+            shown = Shown(record, sdk.resource)
+            sdk.span_processor.on_start(shown, parent_context=context)
+            record.adopted, record.told = shown, _NOTHING_TOLD
+        return record.sampled
+
     def _elsewhere(self, record: HopRecord) -> bool:
-        """Decide where no span of ours stands for the hop."""
+        """Decide where no span of ours stands for the hop, or somebody wants to see it start."""
         if record.adopted is not None:
             return record.sampled
+        if self._sdk is not None:
+            return self._show(record, self._sdk)
         if self._tracer is None:
             return record.sampled if record.parent_hex else True
         if record.journey is not None and record.journey.kept:
@@ -219,9 +244,10 @@ class SpanSink:
             journey.kept = reason
             journey.kept_limit = limit
         _promote(record)
-        if record.told is not None and record.adopted is not None and not record.adopted.is_recording():
+        shown = type(record.adopted) is Shown
+        if record.told is not None and record.adopted is not None and not (shown or record.adopted.is_recording()):
             record.adopted = None  # an SDK span that was not sampled has recorded nothing
-        if record.adopted is None and (limit is not None or record.tracestate):
+        if (record.adopted is None or shown) and (limit is not None or record.tracestate):
             state = record.tracestate
             record.tracestate = without_th(state) if limit is None else certain_state(state, limit)
             record.span_context = None
@@ -282,8 +308,20 @@ class SpanSink:
                 put(span)
             _guard.tally(names.SPANS_REBUILT, by=len(spans))
 
+    def _end_shown(self, record: HopRecord, shown: Shown, sdk: Tracer) -> None:
+        """Let the processors see that a hop ends which they saw start, and its stages start and end."""
+        record.adopted = record.told = None
+        self._add_stages(record, shown)
+        processor: Any = sdk.span_processor
+        if hasattr(processor, "_on_ending"):  # not all versions of the SDK have it
+            processor._on_ending(shown)  # noqa: SLF001  as it does at the end of its own
+        processor.on_end(readable(record, sdk.resource)[0])
+
     def _complete(self, record: HopRecord, span: Any) -> None:
         """Put the hop's facts on the SDK span that stands for it; end it if it is ours."""
+        if type(span) is Shown and self._sdk is not None:
+            self._end_shown(record, span, self._sdk)
+            return
         facts, told = attributes(record), record.told
         if told is not None:
             name = span_name(record)
@@ -298,16 +336,23 @@ class SpanSink:
         status = status_of(record)
         if status.status_code is StatusCode.ERROR:
             span.set_status(status)
-        if self._tracer is not None and record.sampled:
-            for stage in record.stages or ():
-                if stage.ended:
-                    child = self._tracer.start_span(
-                        stage.name, trace.set_span_in_context(span), SpanKind.INTERNAL,
-                        {Attribute.STAGE.value: stage.name}, start_time=stage.wall_ns,
-                    )  # fmt: skip
-                    child.end(stage.wall_ns + stage.duration_ns)
+        if record.sampled:
+            self._add_stages(record, span)
         if told is not None:
             span.end(record.wall_ns + record.duration_ns)
+
+    def _add_stages(self, record: HopRecord, span: Any) -> None:
+        """Let the tracer make spans of a hop's stages, below the one that stands for it."""
+        tracer = self._tracer
+        if tracer is None:
+            return
+        for stage in record.stages or ():
+            if stage.ended:
+                child = tracer.start_span(
+                    stage.name, trace.set_span_in_context(span), SpanKind.INTERNAL,
+                    {Attribute.STAGE.value: stage.name}, start_time=stage.wall_ns,
+                )  # fmt: skip
+                child.end(stage.wall_ns + stage.duration_ns)
 
 
 def _promote(record: HopRecord) -> None:
@@ -440,6 +485,8 @@ def _ask(sampler: Sampler, record: HopRecord) -> bool:
             record.note(name, added[name])
     if result.trace_state and (parent is None or result.trace_state != parent.trace_state):
         record.tracestate = result.trace_state.to_header()
+    if result.decision is Decision.RECORD_ONLY:
+        record.told = _NOTHING_TOLD  # for those who watch; it is not exported
     return bool(result.decision is Decision.RECORD_AND_SAMPLE)
 
 
