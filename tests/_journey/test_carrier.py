@@ -8,7 +8,7 @@ import time
 import tracemalloc
 import uuid
 from base64 import b64decode, urlsafe_b64encode
-from collections import ChainMap, OrderedDict, UserDict
+from collections import ChainMap, Counter, OrderedDict, UserDict
 from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -30,6 +30,7 @@ from rtobs._conventions import OTHER
 from rtobs._hop import engine
 from rtobs._journey import carrier
 from rtobs._journey.carrier import Parent
+from rtobs._journey.headers import ours_as_text
 from rtobs._journey.journey import Journey
 from tests.support import telemetry as support
 from tests.support.telemetry import Telemetry, telemetry
@@ -297,6 +298,39 @@ def test_no_list_of_pairs_raises(headers: list[Any]) -> None:
     carrier.extract(headers)
     carrier.extract_link(headers)
     assert (names.INTERNAL_ERRORS.name, ("carrier.extract",)) not in _guard.tallies()
+
+
+def _said(found: carrier.Incoming) -> dict[str, Any]:
+    journey = found.journey
+    told = {name: getattr(found, name) for name in carrier.Incoming.__slots__ if name != "journey"}
+    return told | {"journey": {name: getattr(journey, name) for name in Journey.__slots__} if journey else None}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(names.OWN_HEADERS),
+        st.one_of(st.sampled_from((TRACEPARENT, JOURNEY, "a=1", f"rtobs.cid={CID}", "é")), st.text()).map(str.encode)
+        | st.binary()
+        | values,
+    )
+)
+@settings(max_examples=300)
+def test_bytes_turned_into_text_say_what_they_said(headers: dict[str, Any]) -> None:
+    """Our headers read the same whether a leaf has turned bytes into text or not, whatever is in them."""
+    start = Counter(rejected())
+    before, between = _said(carrier.extract(headers)), Counter(rejected())
+    turned = dict(headers)
+    ours_as_text(turned)
+    assert _said(carrier.extract(turned)) == before
+    assert Counter(rejected()) - between == between - start
+
+
+def test_ascii_bytes_become_text_and_nothing_else_does() -> None:
+    """Only then is a message of a transport of bytes read in the plain way."""
+    huge, foreign = b"x" * 8193, "é".encode()
+    headers = {names.TRACEPARENT: TRACEPARENT.encode(), names.JOURNEY: huge, names.BAGGAGE: foreign, "own": b"1"}
+    ours_as_text(headers)
+    assert headers == {names.TRACEPARENT: TRACEPARENT, names.JOURNEY: huge, names.BAGGAGE: foreign, "own": b"1"}
 
 
 def _fastest(headers: Any, read: Any) -> float:

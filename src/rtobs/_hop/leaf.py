@@ -148,7 +148,9 @@ class Send:
         """
         given: list[tuple[Any, Any]] = list(existing or ())
         try:
-            own = self._own({name: value for name, value in given if name in names.OWN_HEADERS}, room)
+            own = self._own(
+                {name: value for name, value in given if name in names.OWN_HEADERS} if given else None, room
+            )
             if own is not None:
                 ours = [(name, write(value)) for name, value in own.items()]
                 return [*(pair for pair in given if pair[0] not in names.OWN_HEADERS), *ours]

@@ -14,6 +14,8 @@ from rtobs import _guard
 MOST_PAIRS = 256
 """Pairs of one message that are looked at."""
 _LONGEST_NAME = 16
+_LONGEST_TEXT = 8192
+"""Bytes of a header that may be turned into text before anybody knows how long it may be."""
 _LISTS = (names.TRACESTATE, names.BAGGAGE)
 """Headers that may come in several lines."""
 
@@ -60,6 +62,14 @@ def _spelling(name: object) -> str:
     if isinstance(name, bytes) and len(name) <= _LONGEST_NAME:
         return name.decode("latin-1").lower()
     return name.lower() if isinstance(name, str) and len(name) <= _LONGEST_NAME else ""
+
+
+def ours_as_text(headers: dict[str, Any]) -> None:
+    """Turn our headers into text where they are ASCII bytes; anything else is left to whoever reads it."""
+    for name in names.OWN_HEADERS:
+        value = headers.get(name)
+        if type(value) is bytes and len(value) <= _LONGEST_TEXT and value.isascii():
+            headers[name] = value.decode("ascii")
 
 
 def text(value: Any, limit: int, *, several: bool = False) -> str:
