@@ -111,7 +111,7 @@ class SpanSink:
         """
         try:
             multi = self._multi
-            if not shown and (multi is None or multi._span_processors is not self._seen or self._wants_start):  # noqa: SLF001  as below
+            if (multi is None or multi._span_processors is not self._seen or self._wants_start) and not shown:  # noqa: SLF001  as below
                 if self._sdk is None or record.adopted is not None or self.fallback:
                     return self._elsewhere(record)
             elif record.adopted is not None:
