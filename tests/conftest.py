@@ -11,6 +11,8 @@ import hypothesis
 import pytest
 
 pytest.register_assert_rewrite("tests.support")  # before the first import from there: helpers assert too
+for part in ("adapter", "conformance_facts", "conformance_hops", "conformance_sends", "conformance_unchanged"):
+    pytest.register_assert_rewrite(f"tests.integrations.{part}")  # likewise; other folders import them, too
 
 from tests.support import aws, brokers  # noqa: E402 - see above
 from tests.support import nats as own  # noqa: E402 - see above

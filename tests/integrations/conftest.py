@@ -7,12 +7,9 @@ from collections.abc import Generator
 
 import pytest
 
-for part in ("adapter", "conformance_facts", "conformance_hops", "conformance_sends", "conformance_unchanged"):
-    pytest.register_assert_rewrite(f"tests.integrations.{part}")  # before the first import: they assert
-
-from rtobs.slo import SLO, Deadline, Declaration  # noqa: E402 - see above
-from tests.support import telemetry as support  # noqa: E402 - see above
-from tests.support.telemetry import Telemetry, clock, telemetry  # noqa: E402 - see above
+from rtobs.slo import SLO, Deadline, Declaration
+from tests.support import telemetry as support
+from tests.support.telemetry import Telemetry, clock, telemetry
 
 __all__ = ["clock", "forget_trust", "telemetry"]
 

@@ -50,6 +50,10 @@ class Finding(NamedTuple):
         return f"{self.program}: {self.error.__name__} at {self.site}: {self.harm}"
 
 
+_CACHED = type(functools.lru_cache(len))
+"""Asked for by its class: a module's lazy objects, such as Django's settings, may not be asked for attributes."""
+
+
 @functools.cache
 def _caches(modules: int) -> list[Any]:
     """Return all caches of the rooms, as long as no more *modules* are imported."""
@@ -59,7 +63,7 @@ def _caches(modules: int) -> list[Any]:
         value
         for name, value in itertools.chain(*found)
         if (name in _CACHES and isinstance(value, dict | set))
-        or (hasattr(value, "cache_clear") and value.cache_info().maxsize is not None)
+        or (type(value) is _CACHED and value.cache_info().maxsize is not None)
     ]
 
 
