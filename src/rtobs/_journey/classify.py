@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Where to look on the instance before its class decides. Any other word names the attribute with the exception behind.
 _STATUS = "HTTP status"
+_AWS = "AWS' answer"
 _MEMBERS = "members of the group"
 
 
@@ -52,7 +53,7 @@ _CLASSES: dict[_Row, str] = {
         urllib3.exceptions.NewConnectionError aiormq.exceptions.AMQPError aiormq.exceptions.ChannelInvalidStateError
         redis.exceptions.RedisClusterException nats.errors.NoServersError nats.errors.ConnectionClosedError
         nats.errors.ConnectionDrainingError nats.errors.ConnectionReconnectingError pika.exceptions.AMQPError
-        amqp.exceptions.AMQPError kombu.exceptions.OperationalError
+        amqp.exceptions.AMQPError kombu.exceptions.OperationalError botocore.exceptions.ConnectionError
     """,
     _Row(ErrorCategory.TRANSPORT, ambiguous=True): """
         builtins.ConnectionResetError builtins.BrokenPipeError builtins.EOFError http.client.BadStatusLine
@@ -66,6 +67,7 @@ _CLASSES: dict[_Row, str] = {
         pika.exceptions.AMQPHeartbeatTimeout
         nats.errors.StaleConnectionError starlette.websockets.WebSocketDisconnect
         websockets.exceptions.ConnectionClosed
+        botocore.exceptions.ConnectionClosedError botocore.exceptions.HTTPClientError
     """,
     _Row(ErrorCategory.TRANSPORT, look=(_STATUS,)): """
         urllib.error.HTTPError httpx.HTTPError aiohttp.client_exceptions.ClientError urllib3.exceptions.HTTPError
@@ -75,14 +77,17 @@ _CLASSES: dict[_Row, str] = {
     _Row(ErrorCategory.TRANSPORT, look=("args",)): "requests.exceptions.ConnectionError",
     # An answer that is no HTTP is reported as status 400; only the exception behind it tells.
     _Row(ErrorCategory.TRANSPORT, look=("__cause__", _STATUS)): "aiohttp.client_exceptions.ClientResponseError",
+    _Row(ErrorCategory.UNAVAILABLE, look=(_AWS,)): "botocore.exceptions.ClientError",
     _Row(ErrorCategory.TIMEOUT): """
         httpx.ConnectTimeout aiohttp.client_exceptions.ConnectionTimeoutError requests.exceptions.ConnectTimeout
+        botocore.exceptions.ConnectTimeoutError
         urllib3.exceptions.ConnectTimeoutError
     """,
     # The two of green threads are BaseExceptions, and still no cancellations.
     _Row(ErrorCategory.TIMEOUT, ambiguous=True): """
         builtins.TimeoutError gevent.timeout.Timeout eventlet.timeout.Timeout httpx.TimeoutException
         aiohttp.client_exceptions.ServerTimeoutError requests.exceptions.Timeout urllib3.exceptions.TimeoutError
+        botocore.exceptions.ReadTimeoutError
         redis.exceptions.TimeoutError billiard.exceptions.TimeLimitExceeded billiard.exceptions.SoftTimeLimitExceeded
     """,
     # basic.nack (DeliveryError, NackError), or nobody answers for a subject just now: the broker cannot take it.
@@ -106,6 +111,7 @@ _CLASSES: dict[_Row, str] = {
         redis.exceptions.AuthenticationError redis.exceptions.AuthorizationError redis.exceptions.NoPermissionError
         redis.exceptions.AuthenticationWrongNumberOfArgsError redis.exceptions.ExternalAuthProviderError
         nats.errors.AuthorizationError nats.errors.InvalidUserCredentialsError
+        botocore.exceptions.NoCredentialsError botocore.exceptions.CredentialRetrievalError
     """,
     # A missing exchange or queue (ChannelNotFoundEntity) is our topology, not a dead address that nobody mends.
     _Row(ErrorCategory.VALIDATION): """
@@ -124,6 +130,7 @@ _CLASSES: dict[_Row, str] = {
         kombu.exceptions.SerializationError
         nats.errors.MaxPayloadError nats.errors.BadSubjectError nats.errors.BadHeaderError
         nats.js.errors.BadRequestError
+        botocore.exceptions.ParamValidationError
     """,
     _Row(ErrorCategory.VALIDATION, look=(_STATUS,)): (
         "aiohttp.client_exceptions.ContentTypeError aiohttp.client_exceptions.WSServerHandshakeError"
@@ -146,6 +153,15 @@ _STATUS_CATEGORIES: dict[int, ErrorCategory] = {
 # The rest by hundreds. A redirect that nobody followed: the address we hold is wrong.
 _HUNDREDS = (None, None, ErrorCategory.VALIDATION, ErrorCategory.REJECTED_DOWNSTREAM, ErrorCategory.UNAVAILABLE)
 _BY_STATUS = {n: Verdict(_STATUS_CATEGORIES.get(n, _HUNDREDS[n // 100 - 1]), str(n)) for n in range(100, 600)}
+# Codes of AWS' answers that say more than their status, which is 400 for most (botocore's retry modes; IAM's errors).
+_AWS_LIMITS = frozenset(
+    {"TooManyRequestsException", "RequestLimitExceeded", "BandwidthLimitExceeded", "LimitExceededException",
+     "OverLimit", "ProvisionedThroughputExceededException", "SlowDown", "PriorRequestNotComplete"}
+)  # fmt: skip
+_AWS_REFUSALS = frozenset(
+    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "ExpiredToken", "ExpiredTokenException",
+     "InvalidClientTokenId", "InvalidSecurity", "SignatureDoesNotMatch", "UnrecognizedClientException"}
+)  # fmt: skip
 _STATUS_TYPES = (int, HTTPStatus)  # exactly these: a bool is no status, and other subclasses may run foreign code
 _MUTE = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
 _HTTP_PACKAGES = frozenset({"aiohttp", "http", "httpx", "requests", "urllib3"})
@@ -235,6 +251,8 @@ def _judge(error: BaseException, depth: int) -> Verdict:
     for look in looks if depth < _DEPTH_LIMIT else ():
         if look is _STATUS:
             found = _carried_status(error)
+        elif look is _AWS:
+            found = _aws_answer(error)
         elif look is _MEMBERS:
             found = _first_member(error, depth + 1)
         else:
@@ -275,6 +293,22 @@ def _carried_status(error: BaseException) -> Verdict | None:
             if type(status) in _STATUS_TYPES and status in _BY_STATUS and _BY_STATUS[status].category:
                 return _BY_STATUS[status]
     return None
+
+
+def _aws_answer(error: BaseException) -> Verdict | None:
+    response: Any = _peek(error, "response")
+    if type(response) is not dict:
+        return None
+    answer = cast("dict[Any, Any]", response)
+    told, metadata = answer.get("Error"), answer.get("ResponseMetadata")
+    code: Any = cast("dict[Any, Any]", told).get("Code") if type(told) is dict else None
+    if type(code) is str and ("Throttl" in code or code in _AWS_LIMITS):
+        return Verdict(ErrorCategory.RATE_LIMITED, code)
+    if type(code) is str and code in _AWS_REFUSALS:
+        return Verdict(ErrorCategory.AUTH, code)
+    status: Any = cast("dict[Any, Any]", metadata).get("HTTPStatusCode") if type(metadata) is dict else None
+    found = _BY_STATUS.get(status) if type(status) in _STATUS_TYPES else None
+    return found if found is not None and found.category else None
 
 
 def _first_member(group: BaseException, depth: int) -> Verdict | None:
