@@ -299,14 +299,14 @@ def _aws_answer(error: BaseException) -> Verdict | None:
     response: Any = _peek(error, "response")
     if type(response) is not dict:
         return None
-    answer = cast("dict[Any, Any]", response)
+    answer = cast("dict[str, Any]", response)
     told, metadata = answer.get("Error"), answer.get("ResponseMetadata")
-    code: Any = cast("dict[Any, Any]", told).get("Code") if type(told) is dict else None
+    code: Any = cast("dict[str, Any]", told).get("Code") if type(told) is dict else None
     if type(code) is str and ("Throttl" in code or code in _AWS_LIMITS):
         return Verdict(ErrorCategory.RATE_LIMITED, code)
     if type(code) is str and code in _AWS_REFUSALS:
         return Verdict(ErrorCategory.AUTH, code)
-    status: Any = cast("dict[Any, Any]", metadata).get("HTTPStatusCode") if type(metadata) is dict else None
+    status: Any = cast("dict[str, Any]", metadata).get("HTTPStatusCode") if type(metadata) is dict else None
     found = _BY_STATUS.get(status) if type(status) in _STATUS_TYPES else None
     return found if found is not None and found.category else None
 
