@@ -142,6 +142,7 @@ def hops(draw: Any) -> HopRecord:
     )  # fmt: skip
     record = HopRecord(draw(st.sampled_from(sorted(KINDS))), draw(names), draw(st.sampled_from([message, None])))
     record.journey = draw(st.sampled_from([journey, None]))
+    record.ended = True
     filled(
         draw, record, trace_id=st.integers(1, 2**128 - 1), span_id=st.integers(1, 2**64 - 1),
         parent_span_id=st.just(0) | st.integers(1, 2**64 - 1), sampled=st.booleans(), wall_ns=st.integers(0, 2**62),
